@@ -1,0 +1,1 @@
+"""The Ray actors: thin shells around the plain classes of selfplay_ray."""

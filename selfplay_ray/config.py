@@ -1,0 +1,77 @@
+"""The configuration of a run: one model, filled from its defaults, then a TOML file, then flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RunConfig(BaseModel):
+    """Everything a training run can be told. A task adds its own fields in a subclass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    """Name of the run and of its folder; made from the task and the time when empty."""
+    output_dir: Path = Path("runs")
+    """Folder that holds the runs."""
+    seed: int = Field(0, ge=0)
+    """Fixes every chance in the run: artifacts, episodes, samples, initial adapter weights."""
+    num_steps: int = Field(100, ge=1)
+    """Training steps to take."""
+    batch_size: int = Field(8, ge=1)
+    """Root episodes per training step."""
+
+    model_path: str = "smollm2-135m"
+    """The model: `smollm2-135m`, a local folder, or a hub id, as mlx-lm takes them."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the adapter on every linear layer."""
+    lora_scale: float = Field(4.0, gt=0)
+    """Factor on the adapter's product."""
+    lora_layers: int = Field(-1, ge=-1)
+    """How many layers, counted from the last, carry an adapter; -1 is all."""
+
+    max_tokens: int = Field(256, ge=1)
+    """Most tokens in one completion, for roles that set no bound of their own."""
+    max_staleness: int = Field(1, ge=0)
+    """Most versions a sample may lag behind the policy it trains; 0 makes generation and training alternate."""
+    max_depth: int = Field(8, ge=1)
+    """Deepest level of child episodes allowed."""
+    max_fan_out: int = Field(1024, ge=1)
+    """Most child episodes one episode may ask for in all."""
+    error_budget: float = Field(0.1, ge=0, le=1)
+    """Share of failed episodes above which the run stops."""
+
+    lr: float = Field(3e-4, gt=0)
+    """AdamW's learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """PPO clipping: the ratio is cut at 1 - clip_low."""
+    clip_high: float = Field(0.28, ge=0)
+    """PPO clipping: the ratio is cut at 1 + clip_high."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    micro_token_budget: int = Field(4096, ge=1)
+    """Most tokens the learner runs at once; a step is cut into as many micro-batches as it takes."""
+
+    engines: int = Field(1, ge=1)
+    """Inference engines."""
+    rollout_workers: int = Field(1, ge=1)
+    """Rollout workers."""
+    judges: int = Field(0, ge=0)
+    """Judges, each with a frozen copy of the base model; with 0 the policy's engines answer judge calls."""
+    concurrency: int = Field(32, ge=1)
+    """Most sequences one engine decodes at once."""
+    step_timeout: float = Field(1800.0, gt=0)
+    """Seconds without a training step after which the run stops and says what it waited for."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Steps between checkpoints; the last step always leaves one."""
+
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project; nothing is sent without it."""
+    wandb_run_name: str | None = None
+    """Name of the Weights & Biases run; the run's own when unset."""
+    verbose: bool = False
+    """Show a sample of what the agents said at every step."""

@@ -1,0 +1,84 @@
+"""Every error this library raises on purpose, named by the boundary that was crossed.
+
+SelfPlayError
+├── ConfigError            a configuration file, flag or argument is wrong
+├── ModelError             a model can't be found, fetched or read
+│   └── AdapterError       adapter weights don't fit the model they are meant for
+├── BLASError              no usable BLAS: MLX would be 60 times slower than it need be
+├── UnknownNameError       a role, episode type or store that was never registered
+├── EpisodeError           an episode did something it may not
+│   ├── EpisodeLimitError  a tree of episodes grew deeper or wider than allowed
+│   └── RubricError        a reward function raised, or returned what is no reward
+├── CreditError            a group can't be compared: mixed episode types, a missing reward
+├── InferenceError         a completion failed, or lacks what training needs (logprobs, token ids)
+├── TrainingError          a step can't be taken: malformed records, numbers that aren't finite
+├── ReplayError            the replay journal was misused or can't be read
+├── ErrorBudgetExceeded    too many episodes failed
+└── ClusterError           an actor could not be started, was lost, or a port is in use
+
+The message is one sentence that names what, which and what to do about it.
+"""
+
+
+class SelfPlayError(Exception):
+    """Base of every error raised on purpose by selfplay-ray."""
+
+
+class ConfigError(SelfPlayError):
+    """A configuration file, flag or argument is wrong."""
+
+
+class ModelError(SelfPlayError):
+    """A model can't be found, fetched or read."""
+
+
+class AdapterError(ModelError):
+    """Adapter weights don't fit the model they are meant for."""
+
+
+class BLASError(SelfPlayError):
+    """There is no usable BLAS, so MLX on this CPU would be about 60 times slower."""
+
+
+class UnknownNameError(SelfPlayError):
+    """A role, episode type or store was named that nobody registered."""
+
+    def __init__(self, kind: str, name: str, known: object) -> None:
+        names = ", ".join(sorted(str(k) for k in known)) if isinstance(known, dict | list | set) else ""
+        super().__init__(f"unknown {kind} {name!r}; known: {names or 'none yet'}")
+
+
+class EpisodeError(SelfPlayError):
+    """An episode did something it may not."""
+
+
+class EpisodeLimitError(EpisodeError):
+    """A tree of episodes grew deeper or wider than the configuration allows."""
+
+
+class RubricError(EpisodeError):
+    """A reward function raised, or returned something that is no reward."""
+
+
+class CreditError(SelfPlayError):
+    """A group of rollouts can't be compared."""
+
+
+class InferenceError(SelfPlayError):
+    """A completion failed, or lacks what training needs."""
+
+
+class TrainingError(SelfPlayError):
+    """A training step can't be taken on what was given."""
+
+
+class ReplayError(SelfPlayError):
+    """The replay journal was misused or can't be read."""
+
+
+class ErrorBudgetExceeded(SelfPlayError):
+    """More episodes failed than the configuration tolerates."""
+
+
+class ClusterError(SelfPlayError):
+    """An actor could not be started, was lost, or a port is in use."""

@@ -1,0 +1,1 @@
+"""Self-play tasks, one file each: prompts, moves, rewards."""

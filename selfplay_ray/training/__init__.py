@@ -1,0 +1,1 @@
+"""Turning training records into better weights: losses, batching, the trainer, checkpoints."""
