@@ -1,0 +1,49 @@
+# make demo    train the proposer and the solver on a small model, on a local Ray cluster, until reward rises
+# make test    the checks, then the tests
+# make check   ruff, mypy, import-linter
+# make bench   every benchmark, one JSON object a line
+# make clean   remove what the above made
+#
+# Each makes a virtual environment of its own, with the Python you name:  make test PYTHON=python3.12
+
+PYTHON ?= python3
+# What the demo trains, and how: everything else has its default (selfplay train proposer_solver --help).
+DEMO_TASK ?= proposer_solver
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venvs/$(VERSION)
+RUN := PYTHONUNBUFFERED=1 $(VENV)/bin
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(RUN)/selfplay train $(DEMO_TASK) $(DEMO_FLAGS)
+
+test: check
+	$(RUN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(VENV)/.installed-dev
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(RUN)/selfplay bench --json
+
+clean:
+	rm -rf .venvs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# A stamp is newer than pyproject.toml while what it asks for is installed.
+$(VENV)/.installed: EXTRAS =
+$(VENV)/.installed-dev: EXTRAS = [dev]
+$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'selfplay-ray needs Python 3.11 or newer and $(PYTHON) is "$(VERSION)": name another with make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+		echo '$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu: apt install python$(VERSION)-venv)' >&2; exit 1; }
+	@echo 'installing selfplay-ray$(EXTRAS) into $(VENV); the first time this takes a minute or two'
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	@touch $@

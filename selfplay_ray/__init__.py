@@ -1,0 +1,136 @@
+"""Self-play reinforcement learning for language models: hierarchical episodes on Ray, engine and learner in MLX.
+
+What is named in ``__all__`` is the public interface; each name is imported from its module when first used, so
+that ``import selfplay_ray`` loads neither MLX nor Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from selfplay_ray.blas import preload
+
+preload()
+
+if TYPE_CHECKING:
+    from selfplay_ray.arena import Arena, ArenaStep
+    from selfplay_ray.artifacts import Artifact, ArtifactStore
+    from selfplay_ray.config import RunConfig
+    from selfplay_ray.credit import (
+        ConstantCredit,
+        CreditAssigner,
+        EpisodicRewardCredit,
+        GRPOCredit,
+        RAECredit,
+        RLOOCredit,
+        apply_credit,
+    )
+    from selfplay_ray.episode import ChatEpisode, Episode, EpisodeState, MultiTurnEpisode, SingleTurnEpisode
+    from selfplay_ray.errors import SelfPlayError
+    from selfplay_ray.rubric import RewardFn, Rubric
+    from selfplay_ray.runtime import LocalRuntime, ModelClient, Runtime
+    from selfplay_ray.testing import MockInferenceClient
+    from selfplay_ray.types import (
+        Completion,
+        EpisodeRequest,
+        GenerateResult,
+        Message,
+        ModelCall,
+        ModelResponse,
+        PolicySpan,
+        Role,
+        Rollout,
+        RolloutGroup,
+        Step,
+        TrainingRecord,
+    )
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "arena": ("Arena", "ArenaStep"),
+    "artifacts": ("Artifact", "ArtifactStore"),
+    "config": ("RunConfig",),
+    "credit": (
+        "ConstantCredit",
+        "CreditAssigner",
+        "EpisodicRewardCredit",
+        "GRPOCredit",
+        "RAECredit",
+        "RLOOCredit",
+        "apply_credit",
+    ),
+    "episode": ("ChatEpisode", "Episode", "EpisodeState", "MultiTurnEpisode", "SingleTurnEpisode"),
+    "errors": ("SelfPlayError",),
+    "rubric": ("RewardFn", "Rubric"),
+    "runtime": ("LocalRuntime", "ModelClient", "Runtime"),
+    "testing": ("MockInferenceClient",),
+    "types": (
+        "Completion",
+        "EpisodeRequest",
+        "GenerateResult",
+        "Message",
+        "ModelCall",
+        "ModelResponse",
+        "PolicySpan",
+        "Role",
+        "Rollout",
+        "RolloutGroup",
+        "Step",
+        "TrainingRecord",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Arena",
+    "ArenaStep",
+    "Artifact",
+    "ArtifactStore",
+    "ChatEpisode",
+    "Completion",
+    "ConstantCredit",
+    "CreditAssigner",
+    "Episode",
+    "EpisodeRequest",
+    "EpisodeState",
+    "EpisodicRewardCredit",
+    "GRPOCredit",
+    "GenerateResult",
+    "LocalRuntime",
+    "Message",
+    "MockInferenceClient",
+    "ModelCall",
+    "ModelClient",
+    "ModelResponse",
+    "MultiTurnEpisode",
+    "PolicySpan",
+    "RAECredit",
+    "RLOOCredit",
+    "RewardFn",
+    "Role",
+    "Rollout",
+    "RolloutGroup",
+    "Rubric",
+    "RunConfig",
+    "Runtime",
+    "SelfPlayError",
+    "SingleTurnEpisode",
+    "Step",
+    "TrainingRecord",
+    "__version__",
+    "apply_credit",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'selfplay_ray' has no attribute {name!r}")
+    value = getattr(import_module(f"selfplay_ray.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
