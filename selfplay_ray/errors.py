@@ -13,6 +13,7 @@ SelfPlayError
 ├── InferenceError         a completion failed, or lacks what training needs (logprobs, token ids)
 ├── TrainingError          a step can't be taken: malformed records, numbers that aren't finite
 ├── ReplayError            the replay journal was misused or can't be read
+├── RunLogError            a run's folder can't be written or read
 ├── ErrorBudgetExceeded    too many episodes failed
 └── ClusterError           an actor could not be started, was lost, or a port is in use
 
@@ -74,6 +75,10 @@ class TrainingError(SelfPlayError):
 
 class ReplayError(SelfPlayError):
     """The replay journal was misused or can't be read."""
+
+
+class RunLogError(SelfPlayError):
+    """A file of a run's folder can't be written or read."""
 
 
 class ErrorBudgetExceeded(SelfPlayError):
