@@ -1,0 +1,66 @@
+"""Rewards: one or several functions of a finished rollout, weighted and summed per role."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfplay_ray.errors import RubricError
+from selfplay_ray.types import Rollout
+
+if TYPE_CHECKING:
+    from selfplay_ray.arena import Arena
+
+RewardFn = Callable[[Rollout, "Arena"], Mapping[str, float] | Awaitable[Mapping[str, float]]]
+
+
+class Rubric:
+    """Scores a rollout: ``rewards[role] = sum over functions of weight * function(rollout, arena)[role]``.
+
+    Each function, sync or async, returns a reward for the roles it has something to say about. What it
+    returned is kept as metric ``function/role``; a function of weight 0 is a metric and nothing else.
+    A role that spoke and that nobody scored gets 0.
+
+    Raises:
+        ValueError: there isn't one weight a function.
+    """
+
+    def __init__(self, funcs: Sequence[RewardFn] = (), weights: Sequence[float] | None = None) -> None:
+        self.funcs = list(funcs)
+        self.weights = list(weights) if weights is not None else [1.0] * len(self.funcs)
+        if len(self.weights) != len(self.funcs):
+            raise ValueError(f"a rubric of {len(self.funcs)} functions was given {len(self.weights)} weights")
+
+    async def score(self, rollout: Rollout, arena: Arena) -> None:
+        """Set ``rollout.rewards`` and add to ``rollout.metrics``.
+
+        Raises:
+            RubricError: a function returned something else than finite numbers for known roles.
+        """
+        rewards = dict.fromkeys(rollout.roles, 0.0)
+        known = {*rollout.roles, *arena.roles}
+        for func, weight in zip(self.funcs, self.weights, strict=True):
+            name = getattr(func, "__name__", type(func).__name__)
+            for role, value in checked_scores(name, await _call(func, rollout, arena), known).items():
+                rewards[role] = rewards.get(role, 0.0) + weight * value
+                rollout.metrics[f"{name}/{role}"] = value
+        rollout.rewards = rewards
+
+
+async def _call(func: RewardFn, rollout: Rollout, arena: Arena) -> object:
+    scores = func(rollout, arena)
+    return await scores if inspect.isawaitable(scores) else scores
+
+
+def checked_scores(name: str, scores: Any, known: set[str]) -> dict[str, float]:
+    """``scores`` as finite floats for roles in ``known``, or RubricError naming the function ``name``."""
+    if not isinstance(scores, Mapping):
+        raise RubricError(f"reward function {name} returned {scores!r}; it must return {{role: reward}}")
+    for role, value in scores.items():
+        if role not in known:
+            raise RubricError(f"reward function {name} scored unknown role {role!r}; known: {sorted(known)}")
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise RubricError(f"reward function {name} gave role {role!r} {value!r}, which is no finite number")
+    return {role: float(value) for role, value in scores.items()}
