@@ -1,0 +1,59 @@
+"""Weights & Biases, for those who ask for it: without a project it isn't even imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from selfplay_ray.config import RunConfig
+from selfplay_ray.errors import ConfigError
+from selfplay_ray.metrics import StepMetrics
+from selfplay_ray.runlog import RunLog
+
+
+class WandbLogger:
+    """Logs every step to a Weights & Biases run whose files lie in ``folder``/wandb.
+
+    ``WANDB_MODE=offline`` keeps everything on this machine. Only metrics and the configuration are logged:
+    no code, no git remote, nothing of what the terminal shows.
+
+    Raises:
+        ConfigError: wandb isn't installed, or refuses the run (no API key, say).
+    """
+
+    def __init__(self, project: str, run_name: str, config: BaseModel, folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "logging to Weights & Biases needs its package: pip install 'selfplay-ray[wandb]', "
+                "or leave wandb_project unset"
+            ) from error
+        settings = wandb.Settings(console="off", silent=True, save_code=False, disable_git=True)
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run_name,
+                config=config.model_dump(mode="json"),
+                dir=folder,
+                settings=settings,
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"Weights & Biases refused project {project!r} ({error}); run `wandb login`, "
+                "or set WANDB_MODE=offline"
+            ) from error
+
+    def log_step(self, metrics: StepMetrics) -> None:
+        self._run.log(metrics.flat(), step=metrics.step, commit=True)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def wandb_logger(config: RunConfig, run: RunLog) -> WandbLogger | None:
+    """The logger ``config`` asks for; None, with nothing imported, where it names no project."""
+    if not config.wandb_project:
+        return None
+    return WandbLogger(config.wandb_project, config.wandb_run_name or run.name, config, run.folder)
