@@ -1,0 +1,86 @@
+"""What a training step says about itself: is the gradient sound, is the data fresh, what did it cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from selfplay_ray.training.gradient import TokenTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainMetrics:
+    """One training step. What has no finite value, a mean over no tokens for one, is None, never NaN.
+
+    ``loss`` is the mean over ``tokens_trained``, ``grad_norm`` the norm of its gradient before clipping.
+    ``nonfinite`` says that the norm was not a finite number, and the step was not applied.
+    ``records`` were trained on; ``skipped_zero_advantage`` had no gradient. ``tokens_run`` went through the
+    model, padding included. ``seconds`` is wall time.
+
+    ``ratio_mean`` is the mean importance ratio; ``ratio_lag0`` the largest |ratio - 1| over tokens that the very
+    weights being trained had sampled: rounding, or engine and learner disagree. ``mismatch_kl`` estimates
+    KL(sampler‖policy), ``clip_fraction`` is the share of tokens without gradient, and ``entropy`` is minus
+    the mean behaviour logprob: an estimate of the *sampler's* entropy in nats a token, from its samples.
+    ``staleness`` counts versions between a token's policy and the trainer's.
+    """
+
+    loss: float | None
+    grad_norm: float | None
+    nonfinite: bool
+    records: int
+    skipped_zero_advantage: int
+    tokens_trained: int
+    tokens_run: int
+    seconds: float
+    ratio_mean: float | None
+    ratio_lag0: float | None
+    mismatch_kl: float | None
+    clip_fraction: float | None
+    entropy: float | None
+    staleness_mean: float | None
+    staleness_max: int | None
+
+    def values(self) -> dict[str, float]:
+        """Everything that has a number, under ``train/`` and its name, as logs and charts take it."""
+        return {f"train/{name}": float(value) for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenHealth:
+    """The part of ``TrainMetrics`` that comes from the tokens."""
+
+    ratio_mean: float | None = None
+    ratio_lag0: float | None = None
+    mismatch_kl: float | None = None
+    clip_fraction: float | None = None
+    entropy: float | None = None
+    staleness_mean: float | None = None
+    staleness_max: int | None = None
+
+
+def token_health(tokens: TokenTrace, version: int) -> TokenHealth:
+    """Means over the trained tokens, seen from policy ``version``, the one being trained."""
+    if not tokens.ratio.size:
+        return TokenHealth()
+    staleness = version - tokens.version
+    current = tokens.ratio[staleness == 0].astype(np.float64)
+    return TokenHealth(
+        ratio_mean=_mean(tokens.ratio),
+        ratio_lag0=finite(float(np.abs(current - 1).max())) if current.size else None,
+        mismatch_kl=_mean(tokens.mismatch_kl),
+        clip_fraction=_mean(tokens.clipped),
+        entropy=_mean(-tokens.behaviour_logprob),
+        staleness_mean=_mean(staleness),
+        staleness_max=int(staleness.max()),
+    )
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None where it is infinite or not a number: neither JSON nor a chart can hold those."""
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return finite(float(values.mean(dtype=np.float64)))

@@ -1,0 +1,184 @@
+"""The trainer: training records in, a better adapter and the numbers to trust it by out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from selfplay_ray.config import RunConfig
+from selfplay_ray.errors import ConfigError, TrainingError
+from selfplay_ray.lora import (
+    LoRASettings,
+    SavedAdapter,
+    arrays_by_path,
+    attach_lora,
+    check_adapter,
+    read_adapter,
+    write_adapter,
+)
+from selfplay_ray.models import load_model
+from selfplay_ray.training.batching import plan_step
+from selfplay_ray.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from selfplay_ray.training.forward import choose_forward, vocabulary_size
+from selfplay_ray.training.gradient import StepGradient, step_gradient
+from selfplay_ray.training.health import TrainMetrics, finite, token_health
+from selfplay_ray.training.loss import Loss, PPOClipLoss
+from selfplay_ray.training.optimizer import make_adamw, read_optimizer, write_optimizer
+from selfplay_ray.types import TrainingRecord
+
+NONFINITE_LIMIT = 3
+"""So many gradients in a row that aren't finite end the run: it would not recover by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """How the trainer steps.
+
+    ``max_grad_norm`` bounds the global norm of the gradient; ``seed`` draws the adapter's first weights. The
+    rest is as in ``RunConfig``.
+    """
+
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    max_grad_norm: float = 1.0
+    micro_token_budget: int = 4096
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    seed: int = 0
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        return cls(
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            max_grad_norm=config.max_grad_norm,
+            micro_token_budget=config.micro_token_budget,
+            lora=LoRASettings(config.lora_rank, config.lora_scale, config.lora_layers),
+            seed=config.seed,
+        )
+
+
+class Trainer:
+    """Trains an adapter on a frozen model, with AdamW on clipped gradients.
+
+    MLX binds arrays and streams to threads: create a trainer and call it in one and the same thread. What it
+    hands out, adapters and metrics, is numpy and plain numbers, and may go anywhere.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+
+    def __init__(self, model_path: str, settings: TrainerSettings, loss: Loss | None = None) -> None:
+        self.settings = settings
+        self.loss: Loss = loss or PPOClipLoss(settings.clip_low, settings.clip_high)
+        self.model, _ = load_model(model_path)
+        self.forward = choose_forward(self.model)
+        self._vocabulary = vocabulary_size(self.model)
+        attach_lora(self.model, settings.lora, settings.seed)
+        parameters = arrays_by_path(self.model.trainable_parameters())
+        self._optimizer = make_adamw(parameters, settings.lr, settings.weight_decay)
+        self._version = 0
+        self._nonfinite_in_a_row = 0
+
+    @property
+    def version(self) -> int:
+        """Steps taken, which is the version of the adapter as it is now."""
+        return self._version
+
+    def adapter(self) -> dict[str, np.ndarray]:
+        """A copy of the adapter's weights, float32, by parameter path."""
+        return read_adapter(self.model)
+
+    def train_step(self, records: Sequence[TrainingRecord]) -> TrainMetrics:
+        """Take one step on ``records``, whose order doesn't matter, and raise the version by one.
+
+        The loss is the mean over the trained tokens of all records that have a gradient. The version rises also
+        when nothing was trainable, because the run's pace counts versions.
+
+        Raises:
+            TrainingError: a record can't be trained on, or the third gradient in a row isn't finite.
+        """
+        started = time.perf_counter()
+        plan = plan_step(records, self.settings.micro_token_budget, self._vocabulary)
+        gradient = step_gradient(self.model, plan.batches, self.loss, self.forward)
+        grad_norm = self._apply(gradient, plan.tokens_trained) if plan.batches else 0.0
+        health = token_health(gradient.tokens, self._version)
+        self._version += 1
+        mx.clear_cache()  # the next step is a rollout away, and an engine on this device can use the memory
+        return TrainMetrics(
+            loss=finite(gradient.loss / max(plan.tokens_trained, 1)),
+            grad_norm=finite(grad_norm),
+            nonfinite=not math.isfinite(grad_norm),
+            records=plan.records,
+            skipped_zero_advantage=plan.skipped,
+            tokens_trained=plan.tokens_trained,
+            tokens_run=plan.tokens_run,
+            seconds=time.perf_counter() - started,
+            **asdict(health),
+        )
+
+    def save(self, path: Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint to the folder ``path``, atomically; ``extra`` is JSON to keep beside it.
+
+        Raises:
+            TrainingError: ``extra`` isn't JSON.
+        """
+        adapter = SavedAdapter(self.adapter(), self.settings.lora, self._version)
+        counters = {"nonfinite_in_a_row": self._nonfinite_in_a_row}
+        write_checkpoint(path, Checkpoint(adapter, read_optimizer(self._optimizer), counters, extra or {}))
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Go on exactly where ``save`` was called; returns what it was given to keep.
+
+        Raises:
+            TrainingError: there is no checkpoint, or it is damaged.
+            ConfigError: it was made with other LoRA settings.
+            AdapterError: it was made for another model.
+        """
+        checkpoint = read_checkpoint(path)
+        if checkpoint.adapter.settings != self.settings.lora:
+            raise ConfigError(
+                f"checkpoint {path} was made with {checkpoint.adapter.settings}, this run asks for "
+                f"{self.settings.lora}; go on with the same settings, or begin a new run"
+            )
+        check_adapter(self.model, checkpoint.adapter.weights)
+        write_optimizer(self._optimizer, checkpoint.optimizer)
+        write_adapter(self.model, checkpoint.adapter.weights)
+        self._version = checkpoint.adapter.version
+        self._nonfinite_in_a_row = checkpoint.counters.get("nonfinite_in_a_row", 0)
+        return dict(checkpoint.extra)
+
+    def _apply(self, gradient: StepGradient, tokens: int) -> float:
+        """Divide by the step's tokens, clip, step unless it isn't finite; returns the norm before clipping."""
+        mean = {name: total / tokens for name, total in gradient.gradients.items()}
+        clipped, norm = optim.clip_grad_norm(mean, self.settings.max_grad_norm)
+        grad_norm = float(norm.item())
+        if not math.isfinite(grad_norm):
+            self._count_nonfinite()
+            return grad_norm
+        self._nonfinite_in_a_row = 0
+        parameters = arrays_by_path(self.model.trainable_parameters())
+        updated = self._optimizer.apply_gradients(clipped, parameters)
+        self.model.update(tree_unflatten(list(updated.items())))
+        mx.eval(updated, self._optimizer.state)
+        return grad_norm
+
+    def _count_nonfinite(self) -> None:
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row >= NONFINITE_LIMIT:
+            raise TrainingError(
+                f"the gradient was not finite {NONFINITE_LIMIT} steps in a row (last at version {self._version}); "
+                "lower the learning rate, and look at the rewards and logprobs of the last records"
+            )
