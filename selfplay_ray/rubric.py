@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class Rubric:
     A role that spoke and that nobody scored gets 0.
 
     Raises:
-        ValueError: there isn't one weight a function.
+        ValueError: there isn't one finite weight a function.
     """
 
     def __init__(self, funcs: Sequence[RewardFn] = (), weights: Sequence[float] | None = None) -> None:
@@ -32,6 +33,8 @@ class Rubric:
         self.weights = list(weights) if weights is not None else [1.0] * len(self.funcs)
         if len(self.weights) != len(self.funcs):
             raise ValueError(f"a rubric of {len(self.funcs)} functions was given {len(self.weights)} weights")
+        if not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"a rubric was given the weights {self.weights}; they must be finite")
 
     async def score(self, rollout: Rollout, arena: Arena) -> None:
         """Set ``rollout.rewards`` and add to ``rollout.metrics``.
@@ -44,9 +47,10 @@ class Rubric:
         for func, weight in zip(self.funcs, self.weights, strict=True):
             name = getattr(func, "__name__", type(func).__name__)
             for role, value in checked_scores(name, await _call(func, rollout, arena), known).items():
-                rewards[role] = rewards.get(role, 0.0) + weight * value
+                if weight:
+                    rewards[role] = rewards.get(role, 0.0) + weight * value
                 rollout.metrics[f"{name}/{role}"] = value
-        rollout.rewards = rewards
+        rollout.rewards = checked_scores("total", rewards, known)
 
 
 async def _call(func: RewardFn, rollout: Rollout, arena: Arena) -> object:
@@ -61,6 +65,6 @@ def checked_scores(name: str, scores: Any, known: set[str]) -> dict[str, float]:
     for role, value in scores.items():
         if role not in known:
             raise RubricError(f"reward function {name} scored unknown role {role!r}; known: {sorted(known)}")
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise RubricError(f"reward function {name} gave role {role!r} {value!r}, which is no finite number")
     return {role: float(value) for role, value in scores.items()}
