@@ -272,8 +272,10 @@ class Arena:
     # What a run keeps
 
     def configure(self, config: RunConfig) -> None:
-        """Take over the seed, the batch size and the limits of a run's configuration."""
+        """Take over the seed (for the stores as well), the batch size and the limits of a run's configuration."""
         self.seed, self.batch_size = config.seed, config.batch_size
+        for name, store in self.stores.items():
+            store.seed = derive_seed(self.seed, name)
         self.max_depth, self.max_fan_out = config.max_depth, config.max_fan_out
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ class Artifact:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:  # also refuses NaN
-            raise ConfigError(f"artifact {self.id!r} has weight {self.weight}; it must be 0 or more")
+        if not (self.weight >= 0 and math.isfinite(self.weight)):
+            raise ConfigError(f"artifact {self.id!r} has weight {self.weight}; it must be 0 or more, and finite")
 
 
 class ArtifactStore:
