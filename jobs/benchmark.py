@@ -58,13 +58,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="Which to run; all, if none is named.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object a line.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="How often to measure (default: 3).")
-    parser.add_argument("--result-file", type=Path, help=argparse.SUPPRESS)  # this is the process of one benchmark
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="Measurements of each (default: 3)."
+    )
+    # Given to the process of one benchmark by the one that runs them all.
+    parser.add_argument("--result-file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_all(argv, known=["--json", "--repeats"])
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         known = ", ".join(BENCHMARKS)
-        raise ConfigError(f"unknown benchmark {unknown[0]!r}{suggestion(unknown[0], BENCHMARKS)}; known: {known}")
+        raise ConfigError(
+            f"unknown benchmark {unknown[0]!r}{suggestion(unknown[0], BENCHMARKS)}; known: {known}"
+        )
     if options.repeats < 1:
         raise ConfigError(f"--repeats {options.repeats} is not possible: it must be at least 1")
     return options
@@ -84,7 +89,9 @@ def _run_apart(name: str, repeats: int) -> BenchmarkResult:
             [*command, "--result-file", str(file)], env=environment, stdout=STDERR, check=False
         )
         if done.returncode or not file.exists():
-            raise SelfPlayError(f"benchmark {name} failed with exit code {done.returncode}; see what it said above")
+            raise SelfPlayError(
+                f"benchmark {name} failed with exit code {done.returncode}; see what it said above"
+            )
         return msgspec.json.decode(file.read_bytes(), type=BenchmarkResult)
 
 

@@ -92,8 +92,10 @@ def parse_flags(config_class: type[RunConfig], argv: Sequence[str], prog: str) -
         prog=prog, description=config_class.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     actions = [
-        parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with any of these settings."),
-        parser.add_argument("--dry-run", action="store_true", help="Print the resolved configuration and exit."),
+        parser.add_argument(
+            "--config", metavar="FILE", type=Path, help="TOML file with any of these settings."
+        ),
+        parser.add_argument("--dry-run", action="store_true", help="Print the resolved settings and exit."),
     ]
     for name, field in config_class.model_fields.items():
         actions += _add_flag(parser, name, field)

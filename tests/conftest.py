@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Before anything imports ray or mlx.
@@ -36,7 +37,7 @@ def ray_cluster() -> Iterator[str]:
         include_dashboard=False,
         object_store_memory=100 * 2**20,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=False,
         namespace=namespace,
     )
