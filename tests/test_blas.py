@@ -12,7 +12,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accel
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
         capture_output=True,

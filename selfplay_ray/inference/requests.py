@@ -1,0 +1,75 @@
+"""What goes into an engine and what comes out of it: tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfplay_ray.errors import InferenceError
+from selfplay_ray.types import FinishReason, PolicySpan, check_spans
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Asks for one continuation of ``prompt_token_ids``.
+
+    ``temperature`` 0 is greedy; the logprobs are then those of temperature 1. ``seed`` (64 bits) fixes the sample,
+    whatever else is being decoded. Higher ``priority`` goes first, then who came first.
+
+    Raises:
+        InferenceError: the prompt is empty, or a number is out of range.
+    """
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    seed: int
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt_token_ids:
+            raise InferenceError(f"request {self.id} has an empty prompt")
+        if self.max_tokens <= 0:
+            raise InferenceError(f"request {self.id} asks for {self.max_tokens} tokens; it needs 1 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise InferenceError(f"request {self.id} has temperature {self.temperature}; it needs 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The tokens sampled for one request, the stop token included.
+
+    ``logprobs[i]`` is that of ``token_ids[i]`` under the softmax it was drawn from; ``spans`` say which policy
+    version drew which tokens.
+
+    Raises:
+        InferenceError: a logprob or a version is missing.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    spans: tuple[PolicySpan, ...]
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        if len(self.logprobs) != len(self.token_ids):
+            raise InferenceError(f"{len(self.token_ids)} tokens came with {len(self.logprobs)} logprobs")
+        check_spans(self.spans, len(self.token_ids), "a generation")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing, and has done since it started.
+
+    ``running`` and ``waiting`` count requests; ``prompt_tokens`` what was asked, ``prefilled_tokens`` what of it
+    had to be run (the rest was forked or continued); ``busy_seconds`` include prefill and decoding,
+    ``swap_seconds`` the changes of weights.
+    """
+
+    running: int
+    waiting: int
+    prompt_tokens: int
+    prefilled_tokens: int
+    generated_tokens: int
+    busy_seconds: float
+    swap_seconds: float

@@ -1,0 +1,130 @@
+"""What each row of a decoding batch carries besides keys and values, and the model that reads it.
+
+mlx-lm's ``BatchGenerator`` merges, filters and extends a list of caches, one for each layer. A ``RowState`` at the
+end of that list is carried along like one more, and says at every step whose rows these are, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from selfplay_ray.inference.sampling import SamplingRow, sample
+
+LayerCaches = list[Any]
+"""One mlx-lm cache a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: the ``ticket`` the engine knows it by, and how its tokens are drawn."""
+
+    ticket: int
+    seed: int
+    temperature: float
+
+
+@dataclass(slots=True)
+class RowState:
+    """The rows of a batch, and how many tokens were drawn for each; speaks the protocol of mlx-lm's caches."""
+
+    rows: list[Row]
+    drawn: list[int]
+
+    @classmethod
+    def of(cls, row: Row) -> RowState:
+        """The state of a sequence of which nothing was drawn yet."""
+        return cls([row], [0])
+
+    def advance(self) -> list[SamplingRow]:
+        """How the next token of every row is drawn; counts it as drawn."""
+        rows = zip(self.rows, self.drawn, strict=True)
+        now = [SamplingRow(row.seed, row.temperature, position) for row, position in rows]
+        self.drawn = [position + 1 for position in self.drawn]
+        return now
+
+    @classmethod
+    def merge(cls, states: Sequence[RowState]) -> RowState:
+        return cls([row for s in states for row in s.rows], [count for s in states for count in s.drawn])
+
+    def filter(self, keep: Sequence[int]) -> None:
+        self.rows = [self.rows[index] for index in keep]
+        self.drawn = [self.drawn[index] for index in keep]
+
+    def extend(self, other: RowState) -> None:
+        self.rows = [*self.rows, *other.rows]
+        self.drawn = [*self.drawn, *other.drawn]
+
+    def extract(self, index: int) -> RowState:
+        return RowState([self.rows[index]], [self.drawn[index]])
+
+    def prepare(self, **_padding: object) -> None:
+        """Padding concerns keys and values only."""
+
+    def finalize(self) -> None:
+        """Padding concerns keys and values only."""
+
+    @property
+    def state(self) -> tuple[()]:
+        """No arrays to evaluate."""
+        return ()
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One batched draw: whose rows (by ticket), their logprobs float32[B], and the policy that drew them."""
+
+    tickets: tuple[int, ...]
+    logprobs: mx.array
+    version: int
+
+
+@dataclass(slots=True, eq=False)
+class SampledModel:
+    """A model whose forward pass ends in a draw, to be handed to ``BatchGenerator`` as model and as sampler.
+
+    BatchGenerator takes the log-softmax of what a model returns, in the model's type and before the temperature.
+    That is as dear as the draw itself, and not the distribution the token is drawn from. So the model returns a
+    column of zeros, and the sampler draws from the logits that were put aside, with each row's key and temperature.
+    """
+
+    model: nn.Module
+    version: int = 0
+    _logits: mx.array | None = None
+    _rows: RowState | None = None
+    _draws: list[Draw] = field(default_factory=list)
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        *layers, self._rows = cache
+        self._logits = self.model(tokens, cache=layers)[:, -1]
+        return mx.zeros((tokens.shape[0], 1, 1))
+
+    def draw(self, _zeros: mx.array) -> mx.array:
+        """Draw the next token of every row of the last forward pass: int32[B]."""
+        if self._logits is None or self._rows is None:
+            raise RuntimeError("a draw without a forward pass before it")
+        tickets = tuple(row.ticket for row in self._rows.rows)
+        tokens, logprobs = sample(self._logits, self._rows.advance())
+        mx.async_eval(tokens, logprobs)
+        self._draws.append(Draw(tickets, logprobs, self.version))
+        self._logits = self._rows = None
+        return tokens
+
+    def take_draws(self) -> list[Draw]:
+        """The draws since this was last called."""
+        draws, self._draws = self._draws, []
+        return draws
+
+    def new_caches(self) -> LayerCaches:
+        """Empty caches for one sequence."""
+        caches: LayerCaches = make_prompt_cache(self.model)
+        return caches

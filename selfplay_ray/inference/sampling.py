@@ -1,0 +1,87 @@
+"""Keyed sampling: one batched draw whose every row depends on its own logits and its own key, and on nothing else.
+
+A token is drawn by an exponential race: with E_i ~ Exp(1) independent, argmin E_i / p_i is i with probability p_i.
+That is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030, section 2) without its outer
+logarithm. Racing all 49,152 tokens of a vocabulary costs as many random numbers a row; so blocks of tokens race
+first, by the sum of their probabilities, and then the tokens inside the winner: a few hundred numbers a row, and
+no running sum whose rounding would cut off the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+BLOCK = 256
+MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """How one row is sampled: the ``position``-th draw of ``seed`` (64 bits), at ``temperature`` (0 is greedy)."""
+
+    seed: int
+    temperature: float
+    position: int
+
+
+def draw_key(seed: int, position: int) -> tuple[int, int]:
+    """The two 32-bit halves of the key for draw number ``position`` of ``seed`` (SplitMix64, Steele et al. 2014)."""
+    state = (seed + (position + 1) * 0x9E3779B97F4A7C15) & MASK64
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK64
+    state ^= state >> 31
+    return state >> 32, state & 0xFFFFFFFF
+
+
+def sample(logits: mx.array, rows: Sequence[SamplingRow]) -> tuple[mx.array, mx.array]:
+    """Draw one token a row and say how likely it was.
+
+    Args:
+        logits: [B, V], any float type; the softmax is taken in float32.
+        rows: B of them.
+
+    Returns:
+        Tokens, int32[B], and log p(token), float32[B], under the softmax the token was drawn from (temperature
+        applied). A greedy row's logprob is that of temperature 1.
+    """
+    scaled = logits.astype(mx.float32)
+    if any(row.temperature not in (0.0, 1.0) for row in rows):
+        scaled = scaled / mx.array([row.temperature or 1.0 for row in rows])[:, None]
+    probabilities = mx.softmax(scaled, axis=-1)
+    tokens = _choose(probabilities, rows)
+    chosen = mx.take_along_axis(probabilities, tokens[:, None], axis=-1)[:, 0]
+    return tokens, mx.log(chosen)
+
+
+def _choose(probabilities: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
+    greedy = [row.temperature == 0 for row in rows]
+    if all(greedy):
+        return mx.argmax(probabilities, axis=-1).astype(mx.int32)
+    keys = mx.array([draw_key(row.seed, row.position) for row in rows], dtype=mx.uint32)
+    drawn = _race_blocks(probabilities, keys)
+    if not any(greedy):
+        return drawn
+    return mx.where(mx.array(greedy), mx.argmax(probabilities, axis=-1).astype(mx.int32), drawn)
+
+
+def _race_blocks(probabilities: mx.array, keys: mx.array) -> mx.array:
+    """[B, V] and uint32[B, 2] to int32[B]: the winning block of each row, then the winning token inside it."""
+    batch, vocabulary = probabilities.shape
+    blocks = -(-vocabulary // BLOCK)
+    padded = mx.pad(probabilities, [(0, 0), (0, blocks * BLOCK - vocabulary)])
+    grid = padded.reshape(batch, blocks, BLOCK)
+    times = _exponentials(keys, blocks + BLOCK)
+    block = mx.argmin(times[:, :blocks] / grid.sum(axis=-1), axis=-1)
+    inside = mx.take_along_axis(grid, block[:, None, None], axis=1)[:, 0]
+    token = mx.argmin(times[:, blocks:] / inside, axis=-1)
+    return (block * BLOCK + token).astype(mx.int32)
+
+
+def _exponentials(keys: mx.array, count: int) -> mx.array:
+    """Exp(1) variates, float32[B, count], fine enough near 0 (steps of 2^-32) for tokens as rare as that to win."""
+    uniform = mx.vmap(lambda key: mx.random.uniform(shape=(count,), key=key))(keys)
+    # Never exactly 0: a token of probability 0 must lose, and 0 / 0 would be no number.
+    return -mx.log1p(-mx.maximum(uniform, 2.0**-33))
