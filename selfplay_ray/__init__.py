@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     )
     from selfplay_ray.episode import ChatEpisode, Episode, EpisodeState, MultiTurnEpisode, SingleTurnEpisode
     from selfplay_ray.errors import SelfPlayError
+    from selfplay_ray.inference.client import EngineClient
+    from selfplay_ray.inference.engine import Engine
     from selfplay_ray.rubric import RewardFn, Rubric
     from selfplay_ray.runtime import LocalRuntime, ModelClient, Runtime
     from selfplay_ray.testing import MockInferenceClient
+    from selfplay_ray.training.loop import WeightPublisher, simple_training_loop
+    from selfplay_ray.training.trainer import Trainer, TrainerSettings
     from selfplay_ray.types import (
         Completion,
         EpisodeRequest,
@@ -63,9 +67,13 @@ _MODULES = {
     ),
     "episode": ("ChatEpisode", "Episode", "EpisodeState", "MultiTurnEpisode", "SingleTurnEpisode"),
     "errors": ("SelfPlayError",),
+    "inference.client": ("EngineClient",),
+    "inference.engine": ("Engine",),
     "rubric": ("RewardFn", "Rubric"),
     "runtime": ("LocalRuntime", "ModelClient", "Runtime"),
     "testing": ("MockInferenceClient",),
+    "training.loop": ("WeightPublisher", "simple_training_loop"),
+    "training.trainer": ("Trainer", "TrainerSettings"),
     "types": (
         "Completion",
         "EpisodeRequest",
@@ -92,6 +100,8 @@ __all__ = [
     "Completion",
     "ConstantCredit",
     "CreditAssigner",
+    "Engine",
+    "EngineClient",
     "Episode",
     "EpisodeRequest",
     "EpisodeState",
@@ -118,9 +128,13 @@ __all__ = [
     "SelfPlayError",
     "SingleTurnEpisode",
     "Step",
+    "Trainer",
+    "TrainerSettings",
     "TrainingRecord",
+    "WeightPublisher",
     "__version__",
     "apply_credit",
+    "simple_training_loop",
 ]
 
 
