@@ -324,7 +324,9 @@ def test_apply_credit_writes_rewards_and_advantages_into_every_step():
     tree = result("p", {"P": 2.0}, *solvers(1.0, 0.0), kind="propose")
     skipped = result("e", {"P": 7.0}, kind="propose", trainable=False)
     apply_credit([tree, skipped], GRPOCredit().compute([tree, skipped]))
-    written = {r.id: (r.steps[0].reward, r.steps[0].advantage) for t in (tree, skipped) for r in t.all_rollouts()}
+    written = {
+        r.id: (r.steps[0].reward, r.steps[0].advantage) for t in (tree, skipped) for r in t.all_rollouts()
+    }
     assert written == {"p": (2.0, 0.0), "r0": (1.0, 0.5), "r1": (0.0, -0.5), "e": (7.0, 0.0)}
     assert tree.children[0].rollout.advantages == {"Solver": 0.5}
 
@@ -357,5 +359,7 @@ def test_a_changed_reward_moves_its_siblings_and_nobody_else(assigner, data):
     after = assigner.compute(forest)
 
     parent, kind = parents_of(forest), {rollout.id: rollout.episode_type for rollout in rollouts}
-    moved = {rollout_id for rollout_id, index in before if before[rollout_id, index] != after[rollout_id, index]}
+    moved = {
+        rollout_id for rollout_id, index in before if before[rollout_id, index] != after[rollout_id, index]
+    }
     assert all(parent[one] == parent[changed.id] and kind[one] == changed.episode_type for one in moved)
