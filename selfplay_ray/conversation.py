@@ -37,9 +37,8 @@ class Conversations:
             self._transcript.append(Utterance(None, text))
 
     def said(self, role_id: str, text: str) -> None:
-        """``role_id`` answered what :meth:`messages_for` last gave it."""
+        """``role_id`` answered what :meth:`messages_for` last gave it; others may have spoken meanwhile."""
         self._views[role_id].append(Message(role="assistant", content=text))
-        self._heard[role_id] = len(self._transcript) + 1  # its own words it need not hear
         self._transcript.append(Utterance(role_id, text))
 
     def messages_for(self, role_id: str, observation: str = "") -> list[Message]:
@@ -54,9 +53,12 @@ class Conversations:
         news = [
             item.text if item.speaker is None else self._format_heard(item.speaker, item.text, role_id)
             for item in self._transcript[self._heard.get(role_id, 0) :]
+            if item.speaker != role_id
         ]
         self._heard[role_id] = len(self._transcript)
-        view.append(Message(role="user", content="\n\n".join([*news, *([observation] if observation else [])])))
+        view.append(
+            Message(role="user", content="\n\n".join([*news, *([observation] if observation else [])]))
+        )
         return list(view)
 
     def _beginning(self, role_id: str) -> list[Message]:
