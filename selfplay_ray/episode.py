@@ -67,7 +67,8 @@ class Episode(ABC):
         """Play once on ``artifact``."""
 
     def init_state(self, state: EpisodeState, artifact: Any) -> EpisodeState:
-        """Prepare the state before :meth:`rollout`; may return one of a subclass."""
+        """Prepare the state before :meth:`rollout`; may return one of a subclass, which then takes over the
+        ``trajectory`` and ``rng`` of this one."""
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
@@ -92,9 +93,19 @@ class Episode(ABC):
 
     async def play(self, arena: Arena, run: EpisodeRun) -> EpisodeState:
         """Set the state up and play; for whoever executes requests."""
-        state = EpisodeState(trajectory=run.steps, rng=run.rng())
-        state = await self.rollout(arena, run.request.artifact, self.init_state(state, run.request.artifact))
+        given = EpisodeState(trajectory=run.steps, rng=run.rng())
+        state = self._checked("init_state", self.init_state(given, run.request.artifact))
+        if state is not given:
+            state.trajectory, state.rng = given.trajectory, given.rng
+        state = self._checked("rollout", await self.rollout(arena, run.request.artifact, state))
         run.truncated = state.truncated
+        return state
+
+    def _checked(self, method: str, state: object) -> EpisodeState:
+        if not isinstance(state, EpisodeState):
+            raise EpisodeError(
+                f"{type(self).__name__}.{method}() returned {state!r}; it must return the episode's state"
+            )
         return state
 
 
