@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import bisect
 import random
 import time
 import traceback
@@ -46,7 +48,7 @@ class EpisodeRun:
         return index, derive_seed(self.seed, self.request.id, "call", index)
 
     def record(self, step: Step) -> None:
-        """Keep what a role said.
+        """Keep what a role said, in the order of the calls, whichever was answered first.
 
         Raises:
             EpisodeError: the episode is over: a reward function spoke as a role, or a task outlived it.
@@ -56,7 +58,7 @@ class EpisodeRun:
                 f"episode {self.request.id} is over, yet role {step.role_id!r} was called; "
                 "reward functions call the model without a role, and an episode awaits its tasks"
             )
-        self.steps.append(step)
+        bisect.insort(self.steps, step, key=lambda kept: kept.index)
 
     def prefix_of(self, role_id: str, messages: tuple[Message, ...]) -> TokenPrefix | None:
         """The tokens that ``messages`` begin with, if they continue what this role has said before."""
@@ -91,7 +93,8 @@ async def execute(arena: Arena, request: EpisodeRequest) -> tuple[Rollout, list[
     """Play ``request`` and score it: its rollout, and the results of its children.
 
     Whatever the episode or a reward function raises ends up in ``rollout.error``: a bad rollout is data, not
-    a crash. This is the one place that catches everything.
+    a crash. This is the one place that catches everything. Only a cancellation of the calling task passes
+    through; one that the episode or a client brought about itself is an error like others.
     """
     run = EpisodeRun(request, arena.seed)
     rollout = Rollout(
@@ -100,22 +103,30 @@ async def execute(arena: Arena, request: EpisodeRequest) -> tuple[Rollout, list[
     token = _current_run.set(run)
     try:
         await _play(arena, run, rollout)
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            raise
         rollout.error = traceback.format_exc()
         rollout.rewards = {}
     finally:
         run.ended = True
         _current_run.reset(token)
-    rollout.steps = sorted(run.steps, key=lambda step: step.index)
+    rollout.steps = list(run.steps)
     rollout.truncated = run.truncated
     rollout.ended_at = time.time()
     return rollout, run.all_children()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked the task that runs this to stop."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _play(arena: Arena, run: EpisodeRun, rollout: Rollout) -> None:
     episode = arena.episode(run.request.episode_type)
     state = await episode.play(arena, run)
     run.ended = True
-    rollout.steps = sorted(run.steps, key=lambda step: step.index)
+    rollout.steps = list(run.steps)
     rollout.extras = dict(episode.get_extras(state))
     await episode.rubric.score(rollout, arena)
