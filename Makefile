@@ -41,7 +41,7 @@ $(VENV)/.installed: EXTRAS =
 $(VENV)/.installed-dev: EXTRAS = [dev]
 $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo 'selfplay-ray needs Python 3.11 or newer and $(PYTHON) is "$(VERSION)": name another with make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+		echo 'selfplay-ray needs Python 3.11 or newer, and $(PYTHON) is $(or $(VERSION),not there): name another, as in make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
 		echo '$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu: apt install python$(VERSION)-venv)' >&2; exit 1; }
 	@echo 'installing selfplay-ray$(EXTRAS) into $(VENV); the first time this takes a minute or two'
