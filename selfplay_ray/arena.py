@@ -69,6 +69,7 @@ class Arena:
         self.rng = random.Random(seed)  # noqa: S311 - for sampling, not for secrets
         self._batches = 0
         self._calls = 0
+        self._runs = 0  # of generate_rollouts outside of any episode
         self._runtime: Runtime | None = LocalRuntime(self, client, judge) if client else None
 
     # What there is
@@ -216,8 +217,8 @@ class Arena:
             self.episode(request.episode_type)
         run = current_run()
         if run is None:
-            self._batches += 1
-            named = [replace(request, id=f"r{self._batches:06d}.{i}") for i, request in enumerate(requests)]
+            self._runs += 1  # a count of its own, so that an evaluation doesn't move the batches that follow
+            named = [replace(request, id=f"r{self._runs:06d}.{i}") for i, request in enumerate(requests)]
             return await self.runtime.run(named, None)
         call = ParentCall(run.request.id, run.child_calls)
         results = await self.runtime.run(self._as_children(run, requests), call)
@@ -288,10 +289,12 @@ class Arena:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; the stores must be registered already."""
-        self._batches = state["batches"]
+        self._batches, self._runs, self._calls = state["batches"], state["runs"], state["calls"]
         self.credit_assigner.load_state_dict(state["credit"])
         for name, contents in state["stores"].items():
             if name not in self.stores:
+            "runs": self._runs,
+            "calls": self._calls,
                 raise UnknownNameError("store", name, self.stores)
             self.stores[name].load_state_dict(contents)
 
