@@ -68,8 +68,8 @@ class Arena:
         self.batch_size: int | None = None
         self.rng = random.Random(seed)  # noqa: S311 - for sampling, not for secrets
         self._batches = 0
-        self._calls = 0
         self._runs = 0  # of generate_rollouts outside of any episode
+        self._calls = 0
         self._runtime: Runtime | None = LocalRuntime(self, client, judge) if client else None
 
     # What there is
@@ -283,6 +283,8 @@ class Arena:
         """What a checkpoint must keep: counters, baselines, stores."""
         return {
             "batches": self._batches,
+            "runs": self._runs,
+            "calls": self._calls,
             "credit": self.credit_assigner.state_dict(),
             "stores": {name: store.state_dict() for name, store in self.stores.items()},
         }
@@ -293,8 +295,6 @@ class Arena:
         self.credit_assigner.load_state_dict(state["credit"])
         for name, contents in state["stores"].items():
             if name not in self.stores:
-            "runs": self._runs,
-            "calls": self._calls,
                 raise UnknownNameError("store", name, self.stores)
             self.stores[name].load_state_dict(contents)
 
