@@ -14,6 +14,7 @@ import msgspec
 from selfplay_ray.errors import RunLogError
 
 Row = TypeVar("Row")
+BLOCK = 65536
 
 
 class JsonLines:
@@ -33,15 +34,7 @@ class JsonLines:
 
     def _cut_torn_line(self) -> None:
         size = self._file.seek(0, 2)
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            self._file.seek(start)
-            newline = (self._file.read(end - start) or b"").rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
+        end = _line_start(self._file, size)
         if end < size:
             self._file.truncate(end)
 
@@ -79,6 +72,39 @@ def read_json_lines(path: Path, row_type: type[Row]) -> Iterator[Row]:
                 raise RunLogError(
                     f"line {number} of {path} is damaged ({error}); delete it to go on"
                 ) from error
+
+
+def read_last_row(path: Path, row_type: type[Row]) -> Row | None:
+    """The last whole row of ``path``, without reading what is before it; None if there is none yet.
+
+    Raises:
+        RunLogError: the file can't be read, or its last whole line isn't a ``row_type``.
+    """
+    if not path.exists():
+        return None
+    with os_errors(path, "read"), FileIO(path) as file:
+        end = _line_start(file, file.seek(0, 2))
+        if end == 0:
+            return None
+        start = file.seek(_line_start(file, end - 1))
+        line = file.read(end - start) or b""
+    try:
+        return msgspec.json.decode(line, type=row_type)
+    except msgspec.MsgspecError as error:
+        raise RunLogError(f"the last line of {path} is damaged ({error}); delete it to go on") from error
+
+
+def _line_start(file: FileIO, position: int) -> int:
+    """Where the line that ``position`` lies in begins: after the last line end before it."""
+    end = position
+    while end > 0:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        newline = (file.read(end - start) or b"").rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from selfplay_ray.json_lines import read_json_lines
+from selfplay_ray.json_lines import read_json_lines, read_last_row
 from selfplay_ray.types import FinishReason, GenerateResult, Message, PolicySpan, Step
 
 
@@ -84,6 +84,15 @@ def read_rollouts(path: Path) -> Iterator[TreeRow]:
         RunLogError: the file can't be read; a last line that a crash tore is left out.
     """
     return read_json_lines(path, TreeRow)
+
+
+def read_last_rollouts(path: Path) -> TreeRow | None:
+    """The tree written last; None while there is none. What is before it isn't read.
+
+    Raises:
+        RunLogError: the file can't be read.
+    """
+    return read_last_row(path, TreeRow)
 
 
 def _rollout_row(result: GenerateResult, tokens: bool) -> RolloutRow:

@@ -14,7 +14,7 @@ import pytest
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError, RunLogError
 from selfplay_ray.metrics import StepMetrics
-from selfplay_ray.rollout_log import read_rollouts
+from selfplay_ray.rollout_log import read_last_rollouts, read_rollouts
 from selfplay_ray.runlog import RunLog, read_metrics
 from selfplay_ray.types import (
     Completion,
@@ -247,3 +247,16 @@ def test_a_line_that_does_not_fit_leaves_no_half_of_itself(log: RunLog) -> None:
 def test_reading_a_run_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunLogError, match=r"can't read .*metrics\.jsonl: No such file"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_the_last_tree_is_found_from_the_end(log: RunLog) -> None:
+    assert read_last_rollouts(log.rollouts_path) is None
+    log.rollouts_path.write_bytes(b"")
+    assert read_last_rollouts(log.rollouts_path) is None
+    log.write_results(1, [tree("0"), tree("1", "long " * 40_000)])
+    last = read_last_rollouts(log.rollouts_path)
+    assert last is not None
+    assert (last.tree.id, last.tree.children[0].steps[0].text) == ("1", "long " * 40_000)
+    with log.rollouts_path.open("ab") as file:
+        file.write(b'{"batch": 2, "tr')  # as it looks while another process is writing
+    assert read_last_rollouts(log.rollouts_path) == last
