@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
 from collections.abc import Iterator
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 
 from selfplay_ray.rollout_log import RolloutRow, StepRow
 
@@ -86,6 +87,7 @@ def _said(who: str, text: str, indent: str, width: int) -> Iterator[str]:
 
 def _wrapped(text: str, width: int) -> Iterator[str]:
     """Lines of at most ``width`` columns, broken between words where there are any."""
+    console = Console(width=width)
     for line in text.split("\n"):
-        for piece in textwrap.wrap(line, width, replace_whitespace=False) or [""]:
-            yield from chop_cells(piece, width) or [""]  # some characters are two columns wide
+        for piece in Text(line).wrap(console, width) or [Text()]:  # counts letters two columns wide as two
+            yield piece.plain.rstrip()
