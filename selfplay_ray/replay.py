@@ -67,7 +67,7 @@ class ReplayBuffer:
 
     Every change is one transaction in a write-ahead log that is synced before the call returns
     (``synchronous=FULL``). A killed process alone would forgive ``NORMAL``, but a machine that loses power
-    would not, and the sync costs a fraction of a millisecond where it was measured (Linux, an SSD), for the
+    would not, and the sync costs a fraction of a millisecond where it was measured (Linux), for the
     few groups a second that a run needs.
 
     One connection, for one thread at a time; one process at a time, which holds the file's lock.
