@@ -15,6 +15,7 @@ from mlx import nn
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from selfplay_ray.logprobs import log_normalizer
 from selfplay_ray.training.batching import MicroBatch
 
 logger = logging.getLogger(__name__)
@@ -101,15 +102,19 @@ def plain_logprobs(model: nn.Module, batch: MicroBatch) -> mx.array:
 def _head_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array, temperatures: mx.array) -> mx.array:
     """Logprobs [N] of ``targets`` [N] from ``hidden`` [N, width], the logits never all in memory at once."""
 
-    def chunk_logprobs(hidden: mx.array, targets: mx.array, temperatures: mx.array) -> mx.array:
-        return _token_logprobs(_head(model, hidden), targets, temperatures)
+    def chunk_logprobs(cut: slice) -> mx.array:
+        def compute(hidden: mx.array) -> mx.array:
+            return _token_logprobs(_head(model, hidden), targets[cut], temperatures[cut])
+
+        # Targets are closed over: checkpoint differentiates all it is passed, and indices have no gradient.
+        redone: mx.array = mx.checkpoint(compute)(hidden[cut])
+        return redone
 
     tokens = hidden.shape[0]
     if tokens <= HEAD_CHUNK:
-        return chunk_logprobs(hidden, targets, temperatures)
-    redone = mx.checkpoint(chunk_logprobs)
+        return _token_logprobs(_head(model, hidden), targets, temperatures)
     cuts = [slice(start, start + HEAD_CHUNK) for start in range(0, tokens, HEAD_CHUNK)]
-    return mx.concatenate([redone(hidden[cut], targets[cut], temperatures[cut]) for cut in cuts])
+    return mx.concatenate([chunk_logprobs(cut) for cut in cuts])
 
 
 def _head(model: nn.Module, hidden: mx.array) -> mx.array:
@@ -121,7 +126,7 @@ def _head(model: nn.Module, hidden: mx.array) -> mx.array:
 def _token_logprobs(logits: mx.array, targets: mx.array, temperatures: mx.array) -> mx.array:
     """log softmax(logits / T)[target], [N], in float32 whatever the model computes in."""
     scaled = logits.astype(mx.float32) / temperatures[:, None]
-    return mx.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(scaled, axis=-1)
+    return mx.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0] - log_normalizer(scaled)
 
 
 def _at(values: np.ndarray, positions: np.ndarray) -> mx.array:

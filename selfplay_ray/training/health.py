@@ -42,9 +42,9 @@ class TrainMetrics:
     staleness_mean: float | None
     staleness_max: int | None
 
-    def values(self) -> dict[str, float]:
-        """Everything that has a number, under ``train/`` and its name, as logs and charts take it."""
-        return {f"train/{name}": float(value) for name, value in asdict(self).items() if value is not None}
+    def flat(self) -> dict[str, float]:
+        """Everything that has a number, by name."""
+        return {name: float(value) for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

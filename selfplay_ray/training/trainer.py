@@ -80,7 +80,7 @@ class Trainer:
         ModelError: there is no such model.
     """
 
-    def __init__(self, model_path: str, settings: TrainerSettings, loss: Loss | None = None) -> None:
+    def __init__(self, model_path: str | Path, settings: TrainerSettings, loss: Loss | None = None) -> None:
         self.settings = settings
         self.loss: Loss = loss or PPOClipLoss(settings.clip_low, settings.clip_high)
         self.model, _ = load_model(model_path)
@@ -88,9 +88,9 @@ class Trainer:
         self._vocabulary = vocabulary_size(self.model)
         attach_lora(self.model, settings.lora, settings.seed)
         parameters = arrays_by_path(self.model.trainable_parameters())
-        self._optimizer = make_adamw(parameters, settings.lr, settings.weight_decay)
+        self.optimizer = make_adamw(parameters, settings.lr, settings.weight_decay)
         self._version = 0
-        self._nonfinite_in_a_row = 0
+        self.nonfinite_in_a_row = 0
 
     @property
     def version(self) -> int:
@@ -136,8 +136,8 @@ class Trainer:
             TrainingError: ``extra`` isn't JSON.
         """
         adapter = SavedAdapter(self.adapter(), self.settings.lora, self._version)
-        counters = {"nonfinite_in_a_row": self._nonfinite_in_a_row}
-        write_checkpoint(path, Checkpoint(adapter, read_optimizer(self._optimizer), counters, extra or {}))
+        counters = {"nonfinite_in_a_row": self.nonfinite_in_a_row}
+        write_checkpoint(path, Checkpoint(adapter, read_optimizer(self.optimizer), counters, extra or {}))
 
     def load(self, path: Path) -> dict[str, Any]:
         """Go on exactly where ``save`` was called; returns what it was given to keep.
@@ -154,10 +154,10 @@ class Trainer:
                 f"{self.settings.lora}; go on with the same settings, or begin a new run"
             )
         check_adapter(self.model, checkpoint.adapter.weights)
-        write_optimizer(self._optimizer, checkpoint.optimizer)
+        write_optimizer(self.optimizer, checkpoint.optimizer)
         write_adapter(self.model, checkpoint.adapter.weights)
         self._version = checkpoint.adapter.version
-        self._nonfinite_in_a_row = checkpoint.counters.get("nonfinite_in_a_row", 0)
+        self.nonfinite_in_a_row = checkpoint.counters.get("nonfinite_in_a_row", 0)
         return dict(checkpoint.extra)
 
     def _apply(self, gradient: StepGradient, tokens: int) -> float:
@@ -168,16 +168,16 @@ class Trainer:
         if not math.isfinite(grad_norm):
             self._count_nonfinite()
             return grad_norm
-        self._nonfinite_in_a_row = 0
+        self.nonfinite_in_a_row = 0
         parameters = arrays_by_path(self.model.trainable_parameters())
-        updated = self._optimizer.apply_gradients(clipped, parameters)
+        updated = self.optimizer.apply_gradients(clipped, parameters)
         self.model.update(tree_unflatten(list(updated.items())))
-        mx.eval(updated, self._optimizer.state)
+        mx.eval(updated, self.optimizer.state)
         return grad_norm
 
     def _count_nonfinite(self) -> None:
-        self._nonfinite_in_a_row += 1
-        if self._nonfinite_in_a_row >= NONFINITE_LIMIT:
+        self.nonfinite_in_a_row += 1
+        if self.nonfinite_in_a_row >= NONFINITE_LIMIT:
             raise TrainingError(
                 f"the gradient was not finite {NONFINITE_LIMIT} steps in a row (last at version {self._version}); "
                 "lower the learning rate, and look at the rewards and logprobs of the last records"

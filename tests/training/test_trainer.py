@@ -1,0 +1,219 @@
+"""Steps of the trainer: what they change, what they don't, what they report, and when they refuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from selfplay_ray.config import RunConfig
+from selfplay_ray.errors import TrainingError
+from selfplay_ray.lora import LoRASettings, arrays_by_path
+from selfplay_ray.training.batching import plan_step
+from selfplay_ray.training.gradient import step_gradient
+from selfplay_ray.training.loss import LossOutput
+from selfplay_ray.training.trainer import Trainer, TrainerSettings
+from selfplay_ray.types import PolicySpan, TrainingRecord
+
+SETTINGS = TrainerSettings(lr=1e-2, lora=LoRASettings(rank=4))
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def logprobs_of(trainer: Trainer, record: TrainingRecord) -> list[float]:
+    """What a sampler with the trainer's weights would have recorded, by the model's full forward pass."""
+    logits = np.array(trainer.model(mx.array([record.input_ids])))[0].astype(np.float64)
+    scaled = logits[len(record.prompt_token_ids) - 1 : -1] / record.temperature
+    normal = scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    return [float(row[token]) for row, token in zip(normal, record.completion_token_ids, strict=True)]
+
+
+def as_sampled(trainer: Trainer, record: TrainingRecord) -> TrainingRecord:
+    """``record`` as if the trainer's present policy had sampled it."""
+    span = PolicySpan(0, len(record.completion_token_ids), trainer.version)
+    return replace(record, logprobs=tuple(logprobs_of(trainer, record)), spans=(span,))
+
+
+def batch(record) -> list[TrainingRecord]:
+    """A group of three, one of another prompt, and one with nothing to learn."""
+    return [
+        record("a", PROMPT, [9, 2, 6], advantage=1.0),
+        record("b", PROMPT, [5, 3, 5, 8, 9], advantage=-0.5),
+        record("c", PROMPT, [7], advantage=0.25, temperature=0.5),
+        record("d", [2, 7, 1, 8], [2, 8], advantage=-1.0),
+        record("e", [2, 7], [1], advantage=0.0),
+    ]
+
+
+def test_settings_follow_the_configuration():
+    config = RunConfig(lr=0.1, clip_low=0.3, lora_rank=2, lora_scale=3.0, lora_layers=1, seed=5)
+    settings = TrainerSettings.from_config(config)
+    assert settings == TrainerSettings(lr=0.1, clip_low=0.3, lora=LoRASettings(2, 3.0, 1), seed=5)
+    assert TrainerSettings.from_config(RunConfig()) == TrainerSettings()
+
+
+def test_a_step_moves_the_adapter_and_leaves_the_base_alone(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    adapter = trainer.adapter()
+    base = {k: np.array(v) for k, v in arrays_by_path(trainer.model.parameters()).items() if k not in adapter}
+    for _ in range(3):
+        trainer.train_step([as_sampled(trainer, one) for one in batch(record)])
+    after = arrays_by_path(trainer.model.parameters())
+    assert len(base) > 10
+    for name, value in base.items():
+        np.testing.assert_array_equal(np.array(after[name]), value)
+    assert all(not np.array_equal(value, adapter[name]) for name, value in trainer.adapter().items())
+    assert trainer.version == 3
+
+
+def test_rewarded_completions_become_likelier(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    good, bad = record("good", PROMPT, [9, 2, 6]), record("bad", PROMPT, [5, 3, 5], advantage=-1.0)
+    before = [sum(logprobs_of(trainer, one)) for one in (good, bad)]
+    for _ in range(5):
+        trainer.train_step([as_sampled(trainer, good), as_sampled(trainer, bad)])
+    after = [sum(logprobs_of(trainer, one)) for one in (good, bad)]
+    assert after[0] > before[0] + 0.5
+    assert after[1] < before[1] - 0.5
+
+
+def test_metrics_of_a_step_on_its_own_samples(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    records = [as_sampled(trainer, one) for one in batch(record)]
+    metrics = trainer.train_step(records)
+    logprobs = [logprob for one in records[:4] for logprob in one.logprobs]
+    # Every ratio is 1, so each token's loss is -A: -(3·1 + 5·-0.5 + 1·0.25 + 2·-1) / 11 = 1.25 / 11
+    assert metrics.loss == pytest.approx(1.25 / 11, rel=1e-4)
+    assert (metrics.records, metrics.skipped_zero_advantage, metrics.tokens_trained) == (4, 1, 11)
+    # 4 tokens of shared prefix, 3 rows padded to 8; the other one by itself, 5 tokens padded to 8
+    assert metrics.tokens_run == 4 + 3 * 8 + 8
+    assert metrics.ratio_mean == pytest.approx(1, abs=1e-5)
+    assert metrics.ratio_lag0 is not None
+    assert metrics.ratio_lag0 < 1e-4
+    assert metrics.mismatch_kl == pytest.approx(0, abs=1e-6)
+    assert metrics.clip_fraction == 0
+    assert metrics.entropy == pytest.approx(-sum(logprobs) / 11, rel=1e-5)
+    assert (metrics.staleness_mean, metrics.staleness_max) == (0, 0)
+    assert metrics.grad_norm is not None
+    assert metrics.grad_norm > 0
+    assert not metrics.nonfinite
+    assert metrics.flat()["tokens_trained"] == 11
+
+
+def test_staleness_and_ratios_of_older_samples(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    one = as_sampled(trainer, record("a", PROMPT, [9, 2, 6, 5]))
+    trainer.train_step([one])
+    trainer.train_step([])
+    # Two tokens sampled at version 0, one at 1, one (its logprob wrong by log 2) at the trainer's own, 2
+    spans = (PolicySpan(0, 2, 0), PolicySpan(2, 3, 1), PolicySpan(3, 4, 2))
+    now = logprobs_of(trainer, one)
+    metrics = trainer.train_step(
+        [replace(one, spans=spans, logprobs=(*one.logprobs[:3], now[3] - math.log(2)))]
+    )
+    assert metrics.staleness_mean == pytest.approx((2 + 2 + 1 + 0) / 4)
+    assert metrics.staleness_max == 2
+    ratios = [math.exp(new - old) for new, old in zip(now[:3], one.logprobs[:3], strict=True)]
+    assert metrics.ratio_mean == pytest.approx((sum(ratios) + 2) / 4, rel=1e-4)
+    assert metrics.ratio_lag0 == pytest.approx(1.0, rel=1e-3)
+    assert trainer.version == 3
+
+
+def test_no_token_of_the_present_policy_leaves_the_lag_0_ratio_open(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    one = as_sampled(trainer, record("a", PROMPT, [9, 2]))
+    trainer.train_step([one])
+    metrics = trainer.train_step([one])
+    assert metrics.ratio_lag0 is None
+    assert "ratio_lag0" not in metrics.flat()
+
+
+def test_a_step_with_nothing_to_learn_counts_as_a_version(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    before = trainer.adapter()
+    for records in ([], [record("e", PROMPT, [1], advantage=0.0)]):
+        metrics = trainer.train_step(records)
+        assert (metrics.loss, metrics.grad_norm, metrics.tokens_trained) == (0, 0, 0)
+        assert metrics.ratio_mean is metrics.entropy is metrics.staleness_max is None
+        assert not metrics.nonfinite
+    assert trainer.version == 2
+    for name, value in trainer.adapter().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_the_memory_budget_does_not_change_the_gradient(tiny, record):
+    trainer = Trainer(tiny, SETTINGS)
+    trainer.train_step([as_sampled(trainer, one) for one in batch(record)])  # B leaves zero
+    gradients = []
+    for budget in (10_000, 20, 1):
+        plan = plan_step(batch(record), budget, 50)
+        assert plan.tokens_trained == 11
+        step = step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward)
+        gradients.append((len(plan.batches), step.gradients))
+    assert [batches for batches, _ in gradients] == [2, 3, 4]
+    for _, other in gradients[1:]:
+        for name, value in gradients[0][1].items():
+            scale = float(mx.abs(value).max().item())
+            np.testing.assert_allclose(np.array(other[name]), np.array(value), atol=1e-5 * scale, rtol=0)
+
+
+def test_long_gradients_are_cut_to_the_limit(tiny, record):
+    """Adam forgets the length of a gradient, but remembers it in its first moment: 0.1 times the gradient."""
+    trainer = Trainer(tiny, replace(SETTINGS, max_grad_norm=1e-3))
+    metrics = trainer.train_step([as_sampled(trainer, one) for one in batch(record)])
+    assert metrics.grad_norm is not None
+    assert metrics.grad_norm > 1e-2
+    moments = [
+        value for name, value in arrays_by_path(trainer.optimizer.state).items() if name.endswith(".m")
+    ]
+    norm = math.sqrt(sum(float((moment**2).sum().item()) for moment in moments))
+    assert norm == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_the_first_step_is_as_long_as_the_learning_rate(tiny, record):
+    """With its bias corrected, Adam's first step is lr · sign(g); uncorrected it would be 3.16 times that."""
+    trainer = Trainer(tiny, SETTINGS)
+    before = trainer.adapter()
+    trainer.train_step([as_sampled(trainer, one) for one in batch(record)])
+    steps = np.concatenate(
+        [np.abs(value - before[name]).ravel() for name, value in trainer.adapter().items()]
+    )
+    assert steps.max() == pytest.approx(SETTINGS.lr, rel=1e-2)
+
+
+def nowhere(logprobs, behaviour_logprobs, advantages, mask):
+    """A loss whose gradient isn't finite."""
+    zeros = mx.zeros(logprobs.shape)
+    return LossOutput(mx.log(logprobs - logprobs).sum() * logprobs.sum(), zeros, zeros, zeros)
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied_and_the_third_ends_the_run(tiny, record):
+    trainer = Trainer(tiny, SETTINGS, loss=nowhere)
+    before = trainer.adapter()
+    for _ in range(2):
+        metrics = trainer.train_step(batch(record))
+        assert metrics.nonfinite
+        assert metrics.loss is metrics.grad_norm is None
+    with pytest.raises(TrainingError, match="not finite 3 steps in a row"):
+        trainer.train_step(batch(record))
+    assert trainer.version == 2
+    for name, value in trainer.adapter().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_record_of_another_model_is_refused(tiny, record):
+    with pytest.raises(TrainingError, match="vocabulary of 50"):
+        Trainer(tiny, SETTINGS).train_step([record("a", PROMPT, [50])])
+
+
+def test_the_real_model_learns_and_agrees_with_its_full_forward_pass(smollm2, record):
+    trainer = Trainer(smollm2, TrainerSettings(lr=1e-3))
+    prompt = [504, 3575, 282, 4649, 314]
+    records = [record("a", prompt, [7042, 30, 2]), record("b", prompt, [260, 1234], advantage=-1.0)]
+    before = sum(logprobs_of(trainer, records[0]))
+    metrics = trainer.train_step([as_sampled(trainer, one) for one in records])
+    assert metrics.ratio_lag0 is not None
+    assert metrics.ratio_lag0 < 1e-4
+    assert sum(logprobs_of(trainer, records[0])) > before
