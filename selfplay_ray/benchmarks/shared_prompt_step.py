@@ -1,0 +1,115 @@
+"""What a training step costs when a group's prompt is run once, against the prompt repeated for every sample.
+
+The baseline is what trainers commonly do, mlx-lm's own among them: every sample is a whole sequence, every
+position has its logits, and the prompt's are masked out of the loss. Both compute the same gradient; what is
+compared is CPU time, which a busy machine disturbs less than wall time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from selfplay_ray.benchmarks.result import BenchmarkResult
+from selfplay_ray.lora import read_adapter, write_adapter
+from selfplay_ray.training.batching import MicroBatch, plan_step
+from selfplay_ray.training.gradient import StepGradient, step_gradient
+from selfplay_ray.training.trainer import Trainer, TrainerSettings
+from selfplay_ray.types import PolicySpan, TrainingRecord
+
+MODEL, VOCABULARY = "smollm2-135m", 49152
+GROUP, PROMPT, COMPLETION = 16, 96, 32
+
+
+def run(repeats: int) -> BenchmarkResult:
+    """CPU seconds for the gradient of one group of 16 × (96 + 32) tokens on SmolLM2-135M, after a warm-up."""
+    trainer = Trainer(MODEL, TrainerSettings())
+    _leave_zero(trainer)
+    batches = plan_step(_group(), token_budget=GROUP * (PROMPT + COMPLETION), vocabulary=VOCABULARY).batches
+
+    def shared() -> StepGradient:
+        return step_gradient(trainer.model, batches, trainer.loss, trainer.forward)
+
+    def repeated() -> StepGradient:
+        return step_gradient(trainer.model, batches, trainer.loss, whole_sequences)
+
+    difference = _largest_relative_difference(shared(), repeated())
+    ours, theirs = zip(*((_measure(shared), _measure(repeated)) for _ in range(repeats)), strict=True)
+    seconds, baseline = [cost[0] for cost in ours], [cost[0] for cost in theirs]
+    ratios = [b / s for b, s in zip(baseline, seconds, strict=True)]
+    return BenchmarkResult(
+        name="shared_prompt_step",
+        ratio=median(ratios),
+        value=median(seconds),
+        baseline=median(baseline),
+        unit="CPU s",
+        spread=(max(ratios) - min(ratios)) / median(ratios),
+        detail={
+            "model": MODEL,
+            "samples": GROUP,
+            "prompt_tokens": PROMPT,
+            "completion_tokens": COMPLETION,
+            "repeats": repeats,
+            "peak_gb": max(cost[1] for cost in ours),
+            "baseline_peak_gb": max(cost[1] for cost in theirs),
+            "largest_relative_gradient_difference": difference,
+        },
+    )
+
+
+def whole_sequences(model: nn.Module, batch: MicroBatch) -> mx.array:
+    """The baseline: the prompt repeated for every row, logits and log-softmax at every position."""
+    rows, prefix = batch.inputs.shape[0], batch.prefix
+    tokens = np.concatenate([np.broadcast_to(prefix, (rows, prefix.size)), batch.inputs], axis=1)
+    targets = np.concatenate([tokens[:, 1 : prefix.size + 1], batch.targets], axis=1)
+    losses: mx.array = nn.losses.cross_entropy(model(mx.array(tokens)), mx.array(targets))
+    return -losses[:, prefix.size :]
+
+
+def _group() -> list[TrainingRecord]:
+    """Sixteen samples of one prompt; tokens at random, because only their number matters here."""
+    rng = np.random.default_rng(0)
+    prompt = tuple(rng.integers(0, VOCABULARY, PROMPT).tolist())
+    return [
+        TrainingRecord(
+            id=f"sample-{index:02}",
+            role_id="Solver",
+            rollout_id=f"sample-{index:02}",
+            episode_type="solve",
+            prompt_token_ids=prompt,
+            completion_token_ids=tuple(rng.integers(0, VOCABULARY, COMPLETION).tolist()),
+            logprobs=(-10.0,) * COMPLETION,
+            action_mask=(True,) * COMPLETION,
+            spans=(PolicySpan(0, COMPLETION, 0),),
+            temperature=1.0,
+            reward=0.0,
+            advantage=float(rng.normal()),
+        )
+        for index in range(GROUP)
+    ]
+
+
+def _leave_zero(trainer: Trainer) -> None:
+    """Give the adapter noise for weights: with B at zero half of its gradient would be zero as well."""
+    rng = np.random.default_rng(1)
+    weights = read_adapter(trainer.model)
+    write_adapter(trainer.model, {name: 0.02 * rng.normal(size=w.shape) for name, w in weights.items()})
+
+
+def _measure(compute: Callable[[], StepGradient]) -> tuple[float, float]:
+    """CPU seconds of the whole process, and peak memory of MLX in GB."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    start = time.process_time()
+    compute()
+    return time.process_time() - start, mx.get_peak_memory() / 1e9
+
+
+def _largest_relative_difference(ours: StepGradient, theirs: StepGradient) -> float:
+    pairs = [(np.array(ours.gradients[name]), np.array(value)) for name, value in theirs.gradients.items()]
+    return max(float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs)
