@@ -44,7 +44,7 @@ class Arena:
     Subclass it and override :meth:`get_batch`. It is copied to other processes when it runs on a cluster, so
     what changes during a run belongs into its stores, which stay in one place.
 
-    ``batch_size`` is what a run's configuration asks of :meth:`get_batch`, None where there is none.
+    ``batch_size`` is how many requests :meth:`get_batch` returns, as a run's configuration sets it; 0 if it may vary.
     ``seed`` fixes every chance; ``max_depth`` and ``max_fan_out`` bound the trees that episodes may spawn.
     """
 
@@ -54,6 +54,7 @@ class Arena:
         credit_assigner: CreditAssigner | None = None,
         *,
         judge: ModelClient | None = None,
+        batch_size: int = 0,
         seed: int = 0,
         max_depth: int = 8,
         max_fan_out: int = 1024,
@@ -65,7 +66,7 @@ class Arena:
         self.seed = seed
         self.max_depth = max_depth
         self.max_fan_out = max_fan_out
-        self.batch_size: int | None = None
+        self.batch_size = batch_size
         self.rng = random.Random(seed)  # noqa: S311 - for sampling, not for secrets
         self._batches = 0
         self._runs = 0  # of generate_rollouts outside of any episode
@@ -112,7 +113,9 @@ class Arena:
 
     def get_batch(self) -> Sequence[EpisodeRequest]:
         """The root requests of the next batch. Override it; take chance from ``self.rng``."""
-        raise NotImplementedError(f"{type(self).__name__} must override get_batch() to say what is played next")
+        raise NotImplementedError(
+            f"{type(self).__name__} must override get_batch() to say what is played next"
+        )
 
     def next_batch(self) -> list[EpisodeRequest]:
         """:meth:`get_batch` with its chance keyed by the batch's number, checked and named.
@@ -123,11 +126,14 @@ class Arena:
         """
         self.rng = derive_rng(self.seed, "batch", self._batches)
         requests = [
-            replace(request, id=f"b{self._batches:06d}.{index}") for index, request in enumerate(self.get_batch())
+            replace(request, id=f"b{self._batches:06d}.{index}")
+            for index, request in enumerate(self.get_batch())
         ]
         if not requests:
-            raise ConfigError(f"{type(self).__name__}.get_batch() returned no requests; a batch of 0 trains nothing")
-        if self.batch_size is not None and len(requests) != self.batch_size:
+            raise ConfigError(
+                f"{type(self).__name__}.get_batch() returned no requests; a batch of 0 trains nothing"
+            )
+        if self.batch_size and len(requests) != self.batch_size:
             raise ConfigError(
                 f"{type(self).__name__}.get_batch() returned {len(requests)} requests, but batch_size is "
                 f"{self.batch_size}; return self.batch_size of them"
@@ -227,27 +233,36 @@ class Arena:
 
     def _as_children(self, run: EpisodeRun, requests: Sequence[EpisodeRequest]) -> list[EpisodeRequest]:
         parent, call = run.request, run.child_calls
-        where = f"episode {parent.episode_type!r} ({parent.id})"
-        if parent.depth + 1 > self.max_depth:
-            raise EpisodeLimitError(f"{where} would spawn children {parent.depth + 1} deep; max_depth is {self.max_depth}")
-        if run.child_count + len(requests) > self.max_fan_out:
+        where, depth = f"episode {parent.episode_type!r} ({parent.id})", parent.depth + 1
+        count = run.child_count + len(requests)
+        if depth > self.max_depth:
             raise EpisodeLimitError(
-                f"{where} would have {run.child_count + len(requests)} children; max_fan_out is {self.max_fan_out}"
+                f"{where} would spawn children {depth} deep; max_depth is {self.max_depth}"
             )
+        if count > self.max_fan_out:
+            raise EpisodeLimitError(f"{where} would have {count} children; max_fan_out is {self.max_fan_out}")
         run.child_calls += 1
-        run.child_count += len(requests)
+        run.child_count = count
         return [
             replace(
-                request, id=f"{parent.id}/{call}/{index}", is_trainable=request.is_trainable and parent.is_trainable
+                request,
+                id=f"{parent.id}/{call}/{index}",
+                is_trainable=request.is_trainable and parent.is_trainable,
             )
             for index, request in enumerate(requests)
         ]
 
     async def run_episode(
-        self, episode_type: str, artifact: Any = None, meta: Mapping[str, Any] | None = None, is_trainable: bool = True
+        self,
+        episode_type: str,
+        artifact: Any = None,
+        meta: Mapping[str, Any] | None = None,
+        is_trainable: bool = True,
     ) -> GenerateResult:
         """Run one episode; within an episode it is a child."""
-        return (await self.generate_rollouts([EpisodeRequest(episode_type, artifact, meta or {}, is_trainable)]))[0]
+        return (
+            await self.generate_rollouts([EpisodeRequest(episode_type, artifact, meta or {}, is_trainable)])
+        )[0]
 
     # What a training loop does
 
@@ -262,7 +277,16 @@ class Arena:
         groups: dict[str, list[GenerateResult]] = {}
         for result in results:
             groups.setdefault(group_name(batch, result.group), []).append(result)
-        return [credit_group(name, members, self.credit_assigner) for name, members in groups.items()]
+        return [self.credit_group(name, members) for name, members in groups.items()]
+
+    def credit_group(self, name: str, results: Sequence[GenerateResult]) -> RolloutGroup:
+        """Credit one complete group of root results."""
+        self.score_group(results)
+        return credit_group(name, results, self.credit_assigner)
+
+    def score_group(self, results: Sequence[GenerateResult]) -> None:
+        """Change the rewards of a complete group before it is credited, where a reward depends on the siblings:
+        being different, being first. Override at will; as it stands it changes nothing."""
 
     async def on_train_start(self) -> None:
         """Called once before the first step. Override at will."""

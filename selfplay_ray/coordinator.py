@@ -9,15 +9,15 @@ from selfplay_ray.arena import Arena, group_name
 from selfplay_ray.config import RunConfig
 from selfplay_ray.error_budget import ErrorBudget
 from selfplay_ray.messages import Orders, Report
-from selfplay_ray.records import credit_group
 from selfplay_ray.scheduler import Scheduler
 from selfplay_ray.types import GenerateResult, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
 class CreditedGroup:
-    """A complete group, ready to be learned from, and the trees it was made of."""
+    """A complete group, ready to be learned from, and the trees of the ``batch`` it was made of."""
 
+    batch: int
     group: RolloutGroup
     results: list[GenerateResult]
 
@@ -27,6 +27,7 @@ class _PendingGroup:
     """A group of root requests in order, and the results that are in."""
 
     name: str
+    batch: int
     request_ids: list[str] = field(default_factory=list)
     results: dict[str, GenerateResult] = field(default_factory=dict)
 
@@ -70,11 +71,10 @@ class Coordinator:
         Raises:
             ErrorBudgetExceeded: too many episodes have failed.
         """
-        for finished in report.finished:
-            self.budget.count(finished.rollout)
         for spawn in report.spawned:
             spawn.requests[:] = [self.arena.resolve_artifact(request) for request in spawn.requests]
-        self.scheduler.handle(worker, report)
+        for rollout in self.scheduler.handle(worker, report):
+            self.budget.count(rollout)
         for result in self.scheduler.take_finished():
             self._pending[self._group_of.pop(result.rollout.id)].results[result.rollout.id] = result
 
@@ -94,8 +94,8 @@ class Coordinator:
             if pending.complete:
                 del self._pending[pending.name]
                 results = [pending.results[request_id] for request_id in pending.request_ids]
-                group = credit_group(pending.name, results, self.arena.credit_assigner)
-                credited.append(CreditedGroup(group, results))
+                group = self.arena.credit_group(pending.name, results)
+                credited.append(CreditedGroup(pending.batch, group, results))
             elif self._max_staleness == 0:
                 break
         return credited
@@ -106,7 +106,9 @@ class Coordinator:
             requests = self.arena.next_batch()
             for request in requests:
                 name = group_name(self._batches, request.group)
-                self._pending.setdefault(name, _PendingGroup(name)).request_ids.append(request.id)
+                self._pending.setdefault(name, _PendingGroup(name, self._batches)).request_ids.append(
+                    request.id
+                )
                 self._group_of[request.id] = name
             self.scheduler.submit([self.arena.resolve_artifact(request) for request in requests])
             self._admitted += len(requests)

@@ -66,5 +66,7 @@ def checked_scores(name: str, scores: Any, known: set[str]) -> dict[str, float]:
         if role not in known:
             raise RubricError(f"reward function {name} scored unknown role {role!r}; known: {sorted(known)}")
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RubricError(f"reward function {name} gave role {role!r} {value!r}, which is no finite number")
+            raise RubricError(
+                f"reward function {name} gave role {role!r} {value!r}, which is no finite number"
+            )
     return {role: float(value) for role, value in scores.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from selfplay_ray.errors import ClusterError
 from selfplay_ray.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
-from selfplay_ray.types import EpisodeRequest, GenerateResult
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 
 
 @dataclass(slots=True)
@@ -97,12 +97,11 @@ class Scheduler:
         for request in requests:
             self._add(_Node(request, next(self._attempts)))
 
-    def handle(self, worker: str, report: Report) -> None:
-        """Take in what ``worker`` reports."""
+    def handle(self, worker: str, report: Report) -> list[Rollout]:
+        """Take in what ``worker`` reports; the rollouts in it that count, which one that comes twice does not."""
         for spawn in report.spawned:
             self._spawn(worker, spawn)
-        for finished in report.finished:
-            self._finish(worker, finished)
+        return [finished.rollout for finished in report.finished if self._finish(worker, finished)]
 
     # What is to be done now
 
@@ -127,6 +126,10 @@ class Scheduler:
         """How many episodes are queued, running or waiting for children."""
         return len(self._nodes)
 
+    @property
+    def workers(self) -> list[str]:
+        return list(self._load)
+
     def running(self, worker: str) -> int:
         """How many of the worker's episodes are running, not waiting for children."""
         return self._load[worker]
@@ -146,7 +149,9 @@ class Scheduler:
         self._enqueue(node)
 
     def _enqueue(self, node: _Node) -> None:
-        heapq.heappush(self._queue, (-node.request.depth, next(self._arrivals), node.request.id, node.attempt))
+        heapq.heappush(
+            self._queue, (-node.request.depth, next(self._arrivals), node.request.id, node.attempt)
+        )
 
     def _dispatch(self) -> None:
         while self._queue and self._load:
@@ -175,10 +180,10 @@ class Scheduler:
         for request in spawn.requests:
             self._add(_Node(request, next(self._attempts), spawn.parent, spawn.call))
 
-    def _finish(self, worker: str, finished: Finished) -> None:
+    def _finish(self, worker: str, finished: Finished) -> bool:
         node = self._current(worker, finished.rollout.id, finished.attempt)
         if node is None:
-            return
+            return False
         if node.waiting:  # it raised, or returned without awaiting its children
             self._give_up_children(node)
             node.calls = {number: call for number, call in node.calls.items() if call.complete}
@@ -192,6 +197,7 @@ class Scheduler:
             self._finished.append(result)
         else:
             self._return_to_parent(self._nodes[node.parent], node.parent_call, result)
+        return True
 
     def _return_to_parent(self, parent: _Node, number: int, result: GenerateResult) -> None:
         call = parent.calls[number]

@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.errors import ClusterError
+from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import execute
 from selfplay_ray.messages import Assignment, Finished, Orders, Report, Spawn
 from selfplay_ray.runtime import ModelClient, ParentCall
-from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, ModelCall
+from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, ModelCall, Rollout
 
 ChildResults = asyncio.Future[list[GenerateResult]]
 
 
 class EpisodeWorker:
-    """The runtime of a worker's copy of the arena. ``send`` passes a report on; it must not block.
+    """The runtime of a worker's copy of the arena. ``send`` passes a report on; it must not block, and raises
+    TypeError for what can't be sent to another process.
 
     Whatever comes up in one turn of the event loop goes into one report.
     """
@@ -58,7 +59,9 @@ class EpisodeWorker:
     async def complete(self, call: ModelCall) -> Completion:
         return await (self._judge if call.role_id is None else self._client).complete(call)
 
-    async def run(self, requests: Sequence[EpisodeRequest], parent: ParentCall | None) -> list[GenerateResult]:
+    async def run(
+        self, requests: Sequence[EpisodeRequest], parent: ParentCall | None
+    ) -> list[GenerateResult]:
         """Ask the arena for children, and wait for them without holding anything."""
         if parent is None:
             raise ClusterError("a rollout worker runs the episodes it is given, and starts none of its own")
@@ -95,4 +98,37 @@ class EpisodeWorker:
     def _flush(self) -> None:
         self._flushing = False
         report, self._report = self._report, Report()
-        self._send(report)
+        try:
+            self._send(report)
+        except TypeError:
+            self._send_singly(report)
+
+    def _send_singly(self, report: Report) -> None:
+        """Send what can be sent; an episode whose state can't be is an episode that failed."""
+        for finished in report.finished:
+            try:
+                self._send(Report(finished=[finished]))
+            except TypeError as error:
+                self._send(
+                    Report(finished=[Finished(_unsendable(finished.rollout, error), finished.attempt)])
+                )
+        for spawn in report.spawned:
+            try:
+                self._send(Report(spawned=[spawn]))
+            except TypeError as error:
+                self._waiting.pop((spawn.parent, spawn.attempt, spawn.call)).set_exception(
+                    EpisodeError(
+                        f"children of episode {spawn.parent} can't be sent to another process: {error}"
+                    )
+                )
+
+
+def _unsendable(rollout: Rollout, error: TypeError) -> Rollout:
+    return Rollout(
+        id=rollout.id,
+        episode_type=rollout.episode_type,
+        started_at=rollout.started_at,
+        ended_at=rollout.ended_at,
+        error=f"the rollout of episode {rollout.id} can't be sent to another process; keep its extras, meta and "
+        f"info plain: {error}",
+    )

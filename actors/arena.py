@@ -1,0 +1,133 @@
+"""The central arena: sends hierarchical episode requests to the workers and gathers what they played."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ray.exceptions import ActorDiedError, RayActorError
+
+from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
+from selfplay_ray.coordinator import Coordinator, CreditedGroup
+from selfplay_ray.errors import ClusterError, SelfPlayError
+from selfplay_ray.messages import Report
+from selfplay_ray.runlog import RunLog
+
+HEARTBEAT_SECONDS = 1.0
+UNFINISHED_SHOWN = 5
+
+
+class ArenaActor:
+    """Ray's side of a :class:`~selfplay_ray.coordinator.Coordinator`: who is told what, and who is still there."""
+
+    def __init__(self, context: ActorContext) -> None:
+        self._coordinator = Coordinator(context.arena, context.config)
+        self._arena = context.arena
+        self._log = RunLog(context.run_folder)
+        self._failure: str | None = None
+        self._putting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def connect(self, peers: Peers) -> None:
+        self._peers = peers
+
+    async def start(self) -> None:
+        """Let the workers play."""
+        await self._arena.on_train_start()
+        for worker in self._peers.workers:
+            self._coordinator.scheduler.add_worker(worker)
+            self._in_background(self._watch(worker))
+        self._pump()
+
+    async def report(self, worker: str, report: Report) -> None:
+        """Take in what a worker reports."""
+        self._pump(lambda: self._coordinator.handle(worker, report))
+
+    async def advance(self, version: int) -> None:
+        """The engines sample with ``version`` from now on."""
+        self._coordinator.version = version
+        self._pump()
+
+    async def status(self) -> ArenaStatus:
+        scheduler, budget = self._coordinator.scheduler, self._coordinator.budget
+        return ArenaStatus(
+            version=self._coordinator.version,
+            finished=budget.finished,
+            failed=budget.failed,
+            in_flight=scheduler.in_flight,
+            done=self._coordinator.done and not self._putting,
+            failure=self._failure,
+            unfinished=[
+                f"{request.id} ({request.episode_type}): {state}"
+                for request, state in itertools.islice(scheduler.unfinished(), UNFINISHED_SHOWN)
+            ],
+        )
+
+    async def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the arena: counters, baselines, stores."""
+        return self._arena.state_dict()
+
+    async def finish(self) -> None:
+        """The run is over."""
+        await self._arena.on_train_end()
+
+    # How
+
+    def _pump(self, event: Callable[[], None] | None = None) -> None:
+        """Take in ``event``, then do all that can be done. What can't be done ends the run, and says why."""
+        if self._failure is not None:
+            return
+        try:
+            if event:
+                event()
+            orders, groups = self._coordinator.take_orders(), self._coordinator.take_groups()
+        except (SelfPlayError, NotImplementedError) as error:
+            self._failure = str(error)
+            return
+        for worker, order in orders.items():
+            self._peers.workers[worker].accept.remote(order)  # a loss is noticed by the heartbeat
+        for credited in groups:
+            self._putting += 1
+            self._in_background(self._put(credited))
+
+    async def _put(self, credited: CreditedGroup) -> None:
+        try:
+            self._log.write_results(credited.batch, credited.results)
+            await self._peers.queue.put.remote(credited.group)
+        except (SelfPlayError, RayActorError) as error:
+            self._failure = self._failure or f"group {credited.group.id} could not be kept: {error}"
+        finally:
+            self._putting -= 1
+
+    async def _watch(self, worker: str) -> None:
+        """Notice when ``worker`` is lost, and give it work again when it is back."""
+        handle, scheduler = self._peers.workers[worker], self._coordinator.scheduler
+        present = True
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            try:
+                if await handle.connected.remote():
+                    continue
+                self._pump(lambda: scheduler.remove_worker(worker))
+                await handle.connect.remote(self._peers)
+                self._pump(lambda: scheduler.add_worker(worker))
+                present = True
+            except ActorDiedError as error:
+                self._pump(lambda: self._lose_for_good(worker, error))
+                return
+            except RayActorError:  # restarting, or out of reach: it is asked again
+                if present:
+                    self._pump(lambda: scheduler.remove_worker(worker))
+                    present = False
+
+    def _lose_for_good(self, worker: str, error: ActorDiedError) -> None:
+        self._coordinator.scheduler.remove_worker(worker)
+        if not self._coordinator.scheduler.workers:
+            raise ClusterError(f"the last rollout worker, {worker}, died and won't be restarted: {error}")
+
+    def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)  # asyncio itself keeps no strong reference
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,133 @@
+"""Starting and stopping the actors of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
+from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
+from selfplay_ray.arena import Arena
+from selfplay_ray.config import RunConfig
+from selfplay_ray.errors import ClusterError, SelfPlayError
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The Ray cluster to run on: the one this process is connected to, the one RAY_ADDRESS names (so inside
+    ``ray job submit``), or else one of this process's own on this machine, which ends with it.
+
+    Ray listens on all interfaces even for one machine, and so has a local cluster ask for a token, unless
+    RAY_AUTH_MODE says otherwise. Ours is a fresh one.
+
+    Raises:
+        ClusterError: Ray could not be started or reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    own = "RAY_ADDRESS" not in os.environ
+    if own and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault(
+            "RAY_AUTH_TOKEN", secrets.token_hex(32)
+        )  # else Ray leaves one in the home folder
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if own else None)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"Ray could not be {'started' if own else 'reached'}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Cluster:
+    """The actors of one run, standing while the context is open.
+
+    Raises:
+        ClusterError, ModelError, …: an actor could not be started; says which, and why.
+    """
+
+    def __init__(
+        self, arena: Arena, config: RunConfig, run_folder: Path, spec: ClusterSpec | None = None
+    ) -> None:
+        self._arena = arena
+        self._config = config
+        self._folder = run_folder.resolve()
+        self._spec = spec or ClusterSpec.from_config(config)
+        self._actors: dict[str, Handle] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def step(self) -> Handle:
+        """Ask the learner for its next step: a reference to :class:`StepMetrics`, or to None at the end."""
+        return self.peers.learner.step.remote()
+
+    def status(self) -> ArenaStatus:
+        """What the arena is doing."""
+        status: ArenaStatus = get(self.peers.arena.status.remote())
+        return status
+
+    def stop(self) -> None:
+        """End every actor."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+    def _start(self) -> None:
+        places = {
+            place: [self._start_one(place, spec, index) for index in range(spec.count)]
+            for place, spec in ((name, getattr(self._spec, name)) for name in self._spec.__slots__)
+        }
+        self.peers = Peers(
+            arena=places["arena"][0],
+            queue=places["queue"][0],
+            learner=places["learner"][0],
+            broadcaster=places["broadcaster"][0],
+            workers={f"worker-{index}": handle for index, handle in enumerate(places["worker"])},
+            engines=places["engine"],
+            judges=places["judge"],
+        )
+        learner = self._actors["learner-0"]
+        get([actor.connect.remote(self.peers) for actor in self._actors.values() if actor is not learner])
+        get(learner.connect.remote(self.peers))  # last, because it publishes its first weights
+        get(self.peers.arena.start.remote())
+
+    def _start_one(self, place: str, spec: ActorSpec, index: int) -> Handle:
+        name = f"{place}-{index}"
+        context = ActorContext(name, self._config, self._arena, self._folder)
+        self._actors[name] = ray.remote(spec.cls).options(**spec.options()).remote(context)
+        return self._actors[name]
+
+
+def get(reference: Any) -> Any:
+    """``ray.get`` that raises our own errors as they were raised, without Ray's traceback around them."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, SelfPlayError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise ClusterError(f"an actor was lost: {error}") from error

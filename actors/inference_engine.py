@@ -1,0 +1,37 @@
+"""An inference engine: samples tokens, and takes new weights while it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import numpy as np
+
+from selfplay_ray.actors.protocols import ActorContext, Peers
+from selfplay_ray.inference.engine import Engine, EngineStats
+from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.lora import LoRASettings
+from selfplay_ray.models import resolve_model
+
+
+class InferenceEngine:
+    """Ray's side of an :class:`~selfplay_ray.inference.engine.Engine` that carries the live adapter."""
+
+    def __init__(self, context: ActorContext) -> None:
+        self._config = context.config
+
+    async def connect(self, peers: Peers) -> None:
+        config = self._config
+        lora = LoRASettings(config.lora_rank, config.lora_scale, config.lora_layers)
+        self._engine = await asyncio.to_thread(
+            Engine, resolve_model(config.model_path), lora=lora, max_batch_size=config.concurrency
+        )
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        return await self._engine.generate(request)
+
+    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        await self._engine.load_adapter(weights, version)
+
+    async def stats(self) -> EngineStats:
+        return self._engine.stats()

@@ -1,0 +1,108 @@
+"""The learner: leases what was played, takes a step, publishes the new weights."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
+from selfplay_ray.inference.engine import EngineStats
+from selfplay_ray.lora import save_adapter
+from selfplay_ray.metrics import StepMetrics, step_metrics
+from selfplay_ray.models import resolve_model
+from selfplay_ray.replay import Lease, fresh_records
+from selfplay_ray.runlog import RunLog
+from selfplay_ray.training.trainer import Trainer, TrainerSettings
+
+POLL_SECONDS = 0.1
+
+
+class Learner:
+    """Ray's side of a :class:`~selfplay_ray.training.trainer.Trainer`, which wants all calls in one thread: an
+    actor without ``async`` methods has but one."""
+
+    def __init__(self, context: ActorContext) -> None:
+        self._config = context.config
+        self._log = RunLog(context.run_folder)
+
+    def connect(self, peers: Peers) -> None:
+        config = self._config
+        self._peers = peers
+        settings = TrainerSettings.from_config(config)
+        self._lora = settings.lora
+        self._trainer = Trainer(resolve_model(config.model_path), settings)
+        self._generated = Meter()
+        ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
+
+    def step(self) -> StepMetrics | None:
+        """Wait for a batch, train on it, publish, acknowledge. None when nothing is left to train on."""
+        started = time.monotonic()
+        lease = self._next_lease()
+        if lease is None:
+            return None
+        waited = time.monotonic() - started
+        records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
+        trained = self._trainer.train_step(records)
+        self._publish()
+        ray.get(self._peers.queue.ack.remote(lease.id))
+        self._keep()
+        tokens_per_second, swap_seconds = self._generated.read(self._engine_stats())
+        return step_metrics(
+            step=self._trainer.version,
+            version=self._trainer.version,
+            time=time.time(),
+            groups=lease.groups,
+            records=records,
+            dropped_stale=stale,
+            train=trained.flat(),
+            tokens_per_second=tokens_per_second,
+            learner_wait_seconds=waited,
+            engine_wait_seconds=swap_seconds,
+        )
+
+    def _next_lease(self) -> Lease | None:
+        """The next batch; when the arena is done, whatever is left; None when that is nothing."""
+        while True:
+            status: ArenaStatus = ray.get(self._peers.arena.status.remote())
+            lease: Lease | None = ray.get(self._peers.queue.lease.remote(self._config.batch_size))
+            if lease is None and status.done:  # asked before the lease, so nothing came in between
+                leftover: Lease | None = ray.get(self._peers.queue.lease.remote(1))
+                return leftover
+            if lease is not None:
+                return lease
+            time.sleep(POLL_SECONDS)
+
+    def _publish(self) -> None:
+        weights, version = self._trainer.adapter(), self._trainer.version
+        save_adapter(self._log.adapter_path(version), weights, self._lora, version)
+        ray.get(self._peers.broadcaster.publish.remote(weights, version))
+
+    def _keep(self) -> None:
+        """A checkpoint, where one is due."""
+        version = self._trainer.version
+        if version % self._config.checkpoint_every == 0 or version == self._config.num_steps:
+            self._trainer.save(
+                self._log.checkpoint_dir, extra={"arena": ray.get(self._peers.arena.state.remote())}
+            )
+
+    def _engine_stats(self) -> list[EngineStats]:
+        stats: list[EngineStats] = ray.get([engine.stats.remote() for engine in self._peers.engines])
+        return stats
+
+
+class Meter:
+    """Generated tokens per second, and seconds spent swapping weights, since it was last read."""
+
+    def __init__(self) -> None:
+        self._time = time.monotonic()
+        self._tokens = 0
+        self._swapping = 0.0
+
+    def read(self, engines: list[EngineStats]) -> tuple[float, float]:
+        now = time.monotonic()
+        tokens = sum(engine.generated_tokens for engine in engines)
+        swapping = sum(engine.swap_seconds for engine in engines)
+        rate, swapped = (tokens - self._tokens) / (now - self._time), swapping - self._swapping
+        self._time, self._tokens, self._swapping = now, tokens, swapping
+        return rate, swapped

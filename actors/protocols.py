@@ -1,0 +1,129 @@
+"""What the cluster asks of the class in each place, so that one of your own can take it.
+
+Every class is made with an :class:`ActorContext` and then, when all actors stand, connected with
+:class:`Peers`: handles of all of them. Methods are called through Ray; those of a class with ``async`` methods
+run on one event loop, and none may wait for another actor's *episodes* inside a call (see ``messages.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from selfplay_ray.arena import Arena
+from selfplay_ray.config import RunConfig
+from selfplay_ray.inference.engine import EngineStats
+from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.messages import Orders, Report
+from selfplay_ray.metrics import StepMetrics
+from selfplay_ray.replay import Lease
+from selfplay_ray.types import Completion, ModelCall, RolloutGroup
+
+Handle = Any  # ray.actor.ActorHandle, whose methods Ray makes up
+
+
+@dataclass(frozen=True, slots=True)
+class ActorContext:
+    """What an actor is made with. ``name`` is unique in the cluster: "worker-0"."""
+
+    name: str
+    config: RunConfig
+    arena: Arena
+    run_folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Handles of everybody. ``workers`` by name."""
+
+    arena: Handle
+    queue: Handle
+    learner: Handle
+    broadcaster: Handle
+    workers: Mapping[str, Handle]
+    engines: Sequence[Handle]
+    judges: Sequence[Handle]
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaStatus:
+    """What the arena is doing. ``failure`` says why the run can't go on; ``unfinished`` are a few of the
+    requests in flight and what each waits for."""
+
+    version: int
+    finished: int
+    failed: int
+    in_flight: int
+    done: bool
+    failure: str | None = None
+    unfinished: list[str] = field(default_factory=list)
+
+
+class ConnectedActor(Protocol):
+    """Common to all: connecting is also when to load what is heavy, so that a failure is told in one sentence."""
+
+    async def connect(self, peers: Peers) -> None: ...
+
+
+class ArenaProtocol(ConnectedActor, Protocol):
+    """Sends episode requests to workers, gathers results, credits them, fills the queue."""
+
+    async def start(self) -> None: ...
+
+    async def report(self, worker: str, report: Report) -> None: ...
+
+    async def advance(self, version: int) -> None: ...
+
+    async def status(self) -> ArenaStatus: ...
+
+    async def state(self) -> dict[str, Any]: ...
+
+
+class WorkerProtocol(ConnectedActor, Protocol):
+    """Plays episodes. ``connected`` is False in a process that was restarted and has forgotten everything."""
+
+    async def accept(self, orders: Orders) -> None: ...
+
+    async def connected(self) -> bool: ...
+
+
+class EngineProtocol(ConnectedActor, Protocol):
+    """Samples tokens, and takes new weights while it does."""
+
+    async def generate(self, request: GenerationRequest) -> Generation: ...
+
+    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
+
+    async def stats(self) -> EngineStats: ...
+
+
+class JudgeProtocol(ConnectedActor, Protocol):
+    """Answers model calls that are made without a role. Nothing it says is trained on."""
+
+    async def complete(self, call: ModelCall) -> Completion: ...
+
+
+class QueueProtocol(ConnectedActor, Protocol):
+    """Keeps groups until they were trained on; see :class:`~selfplay_ray.replay.ReplayBuffer`."""
+
+    async def put(self, group: RolloutGroup) -> bool: ...
+
+    async def lease(self, roots: int) -> Lease | None: ...
+
+    async def ack(self, lease_id: str) -> None: ...
+
+
+class LearnerProtocol(ConnectedActor, Protocol):
+    """Takes training steps. None when there is nothing left to train on."""
+
+    def step(self) -> StepMetrics | None: ...
+
+
+class BroadcasterProtocol(ConnectedActor, Protocol):
+    """Gives weights to all engines, then tells the arena that the policy has advanced."""
+
+    async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...

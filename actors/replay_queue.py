@@ -1,0 +1,27 @@
+"""The replay queue: what was played and not yet trained on, in a journal that survives a kill."""
+
+from __future__ import annotations
+
+from selfplay_ray.actors.protocols import ActorContext, Peers
+from selfplay_ray.replay import Lease, ReplayBuffer
+from selfplay_ray.runlog import RunLog
+from selfplay_ray.types import RolloutGroup
+
+
+class ReplayQueue:
+    """Ray's side of a :class:`~selfplay_ray.replay.ReplayBuffer` in the run's folder."""
+
+    def __init__(self, context: ActorContext) -> None:
+        self._path = RunLog(context.run_folder).replay_path
+
+    def connect(self, peers: Peers) -> None:
+        self._buffer = ReplayBuffer(self._path)
+
+    def put(self, group: RolloutGroup) -> bool:
+        return self._buffer.put(group)
+
+    def lease(self, roots: int) -> Lease | None:
+        return self._buffer.lease(roots)
+
+    def ack(self, lease_id: str) -> None:
+        self._buffer.ack(lease_id)

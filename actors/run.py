@@ -1,0 +1,97 @@
+"""A training run on a cluster, from its first step to its last: what every job calls."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from types import FrameType
+
+import ray
+
+from selfplay_ray.actors.cluster import Cluster, get, ray_cluster
+from selfplay_ray.actors.spec import ClusterSpec
+from selfplay_ray.arena import Arena
+from selfplay_ray.config import RunConfig
+from selfplay_ray.display import Display
+from selfplay_ray.errors import ClusterError
+from selfplay_ray.metrics import MetricLogger, StepMetrics
+from selfplay_ray.models import resolve_model
+from selfplay_ray.runlog import RunLog
+from selfplay_ray.wandb_logger import wandb_logger
+
+STATUS_SECONDS = 0.5
+
+
+def train(
+    arena: Arena, config: RunConfig, task: str = "run", spec: ClusterSpec | None = None
+) -> list[StepMetrics]:
+    """Train ``arena``'s roles for ``config.num_steps`` steps, and return what each step left in numbers.
+
+    Everything the run says is in ``config.output_dir/<name>/``; see :class:`~selfplay_ray.runlog.RunLog`.
+
+    Raises:
+        ConfigError: the run's folder is taken, or the arena's batch doesn't fit.
+        ModelError: there is no such model.
+        ErrorBudgetExceeded: too many episodes failed.
+        ClusterError: an actor was lost, or no step was taken for ``config.step_timeout`` seconds.
+    """
+    resolve_model(config.model_path)  # fetched once, before several actors want it
+    log = RunLog.create(config.output_dir, config.name, task)
+    log.write_config(config)
+    history: list[StepMetrics] = []
+    with _terminable(), ExitStack() as stack:
+        display = stack.enter_context(Display(config, log))
+        loggers: list[MetricLogger] = [log, display]
+        if wandb := wandb_logger(config, log):
+            loggers.append(stack.enter_context(closing(wandb)))
+        stack.enter_context(ray_cluster())
+        cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
+        for metrics in _steps(cluster, config):
+            history.append(metrics)
+            for logger in loggers:
+                logger.log_step(metrics)
+    return history
+
+
+def _steps(cluster: Cluster, config: RunConfig) -> Iterator[StepMetrics]:
+    """The learner's steps as they are taken, while watching that there is something to wait for."""
+    for _ in range(config.num_steps):
+        step, deadline = cluster.step(), time.monotonic() + config.step_timeout
+        while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
+            _check(cluster, deadline, config.step_timeout)
+        metrics: StepMetrics | None = get(step)
+        if metrics is None:
+            return
+        yield metrics
+
+
+def _check(cluster: Cluster, deadline: float, timeout: float) -> None:
+    status = cluster.status()
+    if status.failure is not None:
+        raise ClusterError(f"the run stopped: {status.failure}")
+    if time.monotonic() > deadline:
+        waiting = "; ".join(status.unfinished) or "nothing in flight"
+        raise ClusterError(
+            f"no training step for {timeout:g} seconds, at version {status.version} with {status.in_flight} "
+            f"episodes in flight: {waiting}"
+        )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which is how `ray job stop` asks, ends the run as Ctrl-C does: actors first, nothing orphaned."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread (a notebook's executor, say), which gets no signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
