@@ -21,7 +21,9 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and math.isfinite(self.weight)):
-            raise ConfigError(f"artifact {self.id!r} has weight {self.weight}; it must be 0 or more, and finite")
+            raise ConfigError(
+                f"artifact {self.id!r} has weight {self.weight}; it must be 0 or more, and finite"
+            )
 
 
 class ArtifactStore:
@@ -32,7 +34,9 @@ class ArtifactStore:
 
     def __init__(self, max_size: int | None = None, seed: int = 0) -> None:
         if max_size is not None and max_size < 1:
-            raise ConfigError(f"an artifact store of max_size {max_size} can hold nothing; give 1 or more, or None")
+            raise ConfigError(
+                f"an artifact store of max_size {max_size} can hold nothing; give 1 or more, or None"
+            )
         self.max_size = max_size
         self.seed = seed
         self._artifacts: dict[str, Artifact] = {}  # oldest first
@@ -67,7 +71,9 @@ class ArtifactStore:
         """
         artifacts = list(self._artifacts.values())
         if not artifacts or (weighted and not any(artifact.weight for artifact in artifacts)):
-            raise ConfigError("an artifact store has nothing to sample from: add artifacts of weight above 0 first")
+            raise ConfigError(
+                "an artifact store has nothing to sample from: add artifacts of weight above 0 first"
+            )
         if key is None:
             self._draws += 1
             key = f"draw {self._draws}"

@@ -36,7 +36,9 @@ class ComparisonGroup:
         """
         for rollout in self.rollouts:
             if self.role_id not in rollout.rewards:
-                raise CreditError(f"rollout {rollout.id} has no reward for role {self.role_id!r}; was it scored?")
+                raise CreditError(
+                    f"rollout {rollout.id} has no reward for role {self.role_id!r}; was it scored?"
+                )
         return [rollout.rewards[self.role_id] for rollout in self.rollouts]
 
 
@@ -67,7 +69,9 @@ def _refuse_mixed_types(groups: Mapping[tuple[str | None, str, str], list[Rollou
             types.setdefault(name, set()).add(episode_type)
     for name, mixed in types.items():
         if len(mixed) > 1:
-            raise CreditError(f"group {name!r} mixes episode types {sorted(mixed)}; their rewards can't be compared")
+            raise CreditError(
+                f"group {name!r} mixes episode types {sorted(mixed)}; their rewards can't be compared"
+            )
 
 
 class CreditAssigner(ABC):
@@ -207,10 +211,14 @@ class RAECredit(CreditAssigner):
             self._baselines.setdefault(key, _Average()).add(rewards, self.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"baselines": [[*key, average.raw, average.weight] for key, average in self._baselines.items()]}
+        return {
+            "baselines": [[*key, average.raw, average.weight] for key, average in self._baselines.items()]
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._baselines = {(kind, role): _Average(raw, weight) for kind, role, raw, weight in state["baselines"]}
+        self._baselines = {
+            (kind, role): _Average(raw, weight) for kind, role, raw, weight in state["baselines"]
+        }
 
 
 def apply_credit(results: Sequence[GenerateResult], weights: Mapping[tuple[str, int], float]) -> None:

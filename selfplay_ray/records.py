@@ -18,7 +18,9 @@ def credit_group(group_id: str, results: Sequence[GenerateResult], assigner: Cre
     weights = assigner.compute(results)
     apply_credit(results, weights)
     rollouts = [result.rollout for tree in results for result in trainable_results(tree)]
-    records = tuple(record_of(rollout, step) for rollout in rollouts for step in rollout.steps if step.trainable)
+    records = tuple(
+        record_of(rollout, step) for rollout in rollouts for step in rollout.steps if step.trainable
+    )
     failed = sum(rollout.error is not None for tree in results for rollout in tree.all_rollouts())
     metrics = {
         **rubric_metrics(rollouts),

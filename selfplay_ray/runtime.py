@@ -41,7 +41,9 @@ class Runtime(Protocol):
         """Answer one model call; ``call.role_id`` None is a judge's."""
         ...
 
-    async def run(self, requests: Sequence[EpisodeRequest], parent: ParentCall | None) -> list[GenerateResult]:
+    async def run(
+        self, requests: Sequence[EpisodeRequest], parent: ParentCall | None
+    ) -> list[GenerateResult]:
         """Run ``requests`` (which have ids) and return their results in the same order; roots have no parent."""
         ...
 
@@ -64,7 +66,9 @@ class LocalRuntime:
     async def complete(self, call: ModelCall) -> Completion:
         return await (self._judge if call.role_id is None else self._client).complete(call)
 
-    async def run(self, requests: Sequence[EpisodeRequest], parent: ParentCall | None) -> list[GenerateResult]:
+    async def run(
+        self, requests: Sequence[EpisodeRequest], parent: ParentCall | None
+    ) -> list[GenerateResult]:
         return await asyncio.gather(*(self._run_one(request) for request in requests))
 
     def get_policy_version(self) -> int:
