@@ -13,6 +13,7 @@ from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import TrainingError
 from selfplay_ray.lora import LoRASettings, arrays_by_path
 from selfplay_ray.training.batching import plan_step
+from selfplay_ray.training.forward import plain_logprobs
 from selfplay_ray.training.gradient import step_gradient
 from selfplay_ray.training.loss import LossOutput
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
@@ -143,20 +144,30 @@ def test_a_step_with_nothing_to_learn_counts_as_a_version(tiny, record):
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_the_memory_budget_does_not_change_the_gradient(tiny, record):
-    trainer = Trainer(tiny, SETTINGS)
+def gradient_one_by_one(trainer: Trainer, records: list[TrainingRecord]) -> dict[str, np.ndarray]:
+    """The gradient of the mean over all their tokens, each record run whole and by itself."""
+    total: dict[str, np.ndarray] = {}
+    for one in records:
+        plan = plan_step([one], 10_000, 50)
+        step = step_gradient(trainer.model, plan.batches, trainer.loss, plain_logprobs)
+        total = {name: total.get(name, 0.0) + np.array(value) for name, value in step.gradients.items()}
+    tokens = sum(len(one.completion_token_ids) for one in records)
+    return {name: value / tokens for name, value in total.items()}
+
+
+@pytest.mark.parametrize(("budget", "batches"), [(10_000, 2), (20, 3), (1, 4)])
+def test_the_memory_budget_does_not_change_the_gradient(tiny, record, budget, batches):
+    trainer = Trainer(tiny, replace(SETTINGS, micro_token_budget=budget))
     trainer.train_step([as_sampled(trainer, one) for one in batch(record)])  # B leaves zero
-    gradients = []
-    for budget in (10_000, 20, 1):
-        plan = plan_step(batch(record), budget, 50)
-        assert plan.tokens_trained == 11
-        step = step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward)
-        gradients.append((len(plan.batches), step.gradients))
-    assert [batches for batches, _ in gradients] == [2, 3, 4]
-    for _, other in gradients[1:]:
-        for name, value in gradients[0][1].items():
-            scale = float(mx.abs(value).max().item())
-            np.testing.assert_allclose(np.array(other[name]), np.array(value), atol=1e-5 * scale, rtol=0)
+    plan = plan_step(batch(record), budget, 50)
+    assert len(plan.batches) == batches
+    step = step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward)
+    expected = gradient_one_by_one(trainer, batch(record)[:4])
+    for name, value in expected.items():
+        ours = np.array(step.gradients[name]) / plan.tokens_trained
+        np.testing.assert_allclose(ours, value, atol=1e-5 * np.abs(value).max(), rtol=0)
+    norm = math.sqrt(sum(float((value**2).sum()) for value in expected.values()))
+    assert trainer.train_step(batch(record)).grad_norm == pytest.approx(norm, rel=1e-4)
 
 
 def test_long_gradients_are_cut_to_the_limit(tiny, record):
