@@ -15,9 +15,18 @@ def log_normalizer(logits: mx.array) -> mx.array:
     loses up to 2e-4, always to the same side, where adding blocks and then their sums is within 2e-6. Whoever
     samples and whoever trains must both use this one, or the ratio of a token to itself isn't 1.
     """
+    return softmax_weights(logits)[1]
+
+
+def softmax_weights(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """Weights w ∝ softmax(logits), [..., V], the largest of them 1, and ``log_normalizer(logits)``, [...].
+
+    Enough to sample from, at the cost of one exponential a token; log p(token) = logit - normalizer.
+    """
     values = logits.astype(mx.float32)
     largest = mx.stop_gradient(values.max(axis=-1, keepdims=True))
-    return largest[..., 0] + mx.log(_sum_in_blocks(mx.exp(values - largest)))
+    weights = mx.exp(values - largest)
+    return weights, largest[..., 0] + mx.log(_sum_in_blocks(weights))
 
 
 def _sum_in_blocks(values: mx.array) -> mx.array:

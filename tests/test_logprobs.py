@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from selfplay_ray.logprobs import log_normalizer
+from selfplay_ray.logprobs import log_normalizer, softmax_weights
 
 
 def exact(logits: np.ndarray) -> np.ndarray:
@@ -37,3 +37,10 @@ def test_its_gradient_is_the_softmax():
 def test_a_half_precision_row_is_summed_in_float32():
     logits = mx.zeros(49152, mx.bfloat16)
     assert log_normalizer(logits).item() == pytest.approx(np.log(49152), abs=1e-5)
+
+
+def test_weights_are_the_softmax_up_to_a_factor():
+    # e^0, e^log 2, e^log 5 over the largest: 1/5, 2/5, 1; their normalizer is log 8
+    weights, normalizer = softmax_weights(mx.array([[0.0, np.log(2), np.log(5)]]))
+    np.testing.assert_allclose(np.array(weights), [[0.2, 0.4, 1.0]], rtol=1e-6)
+    assert normalizer.item() == pytest.approx(np.log(8), abs=1e-6)
