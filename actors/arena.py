@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
 from selfplay_ray.coordinator import Coordinator, CreditedGroup
-from selfplay_ray.errors import ClusterError, SelfPlayError
+from selfplay_ray.errors import SelfPlayError
 from selfplay_ray.messages import Report
 from selfplay_ray.runlog import RunLog
 
@@ -104,28 +104,25 @@ class ArenaActor:
     async def _watch(self, worker: str) -> None:
         """Notice when ``worker`` is lost, and give it work again when it is back."""
         handle, scheduler = self._peers.workers[worker], self._coordinator.scheduler
-        present = True
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
-                if await handle.connected.remote():
-                    continue
-                self._pump(lambda: scheduler.remove_worker(worker))
-                await handle.connect.remote(self._peers)
-                self._pump(lambda: scheduler.add_worker(worker))
-                present = True
-            except ActorDiedError as error:
-                self._pump(lambda: self._lose_for_good(worker, error))
+                if not await handle.connected.remote():  # a new process in the place of one that died
+                    self._pump(lambda: scheduler.remove_worker(worker))
+                    await handle.connect.remote(self._peers)
+                if worker not in scheduler.workers:
+                    self._pump(lambda: scheduler.add_worker(worker))
+            except ActorDiedError as died:
+                self._lose(worker, died)
                 return
             except RayActorError:  # restarting, or out of reach: it is asked again
-                if present:
-                    self._pump(lambda: scheduler.remove_worker(worker))
-                    present = False
+                self._pump(lambda: scheduler.remove_worker(worker))
 
-    def _lose_for_good(self, worker: str, error: ActorDiedError) -> None:
-        self._coordinator.scheduler.remove_worker(worker)
+    def _lose(self, worker: str, died: ActorDiedError) -> None:
+        """``worker`` won't come back; the run goes on as long as there is another."""
+        self._pump(lambda: self._coordinator.scheduler.remove_worker(worker))
         if not self._coordinator.scheduler.workers:
-            raise ClusterError(f"the last rollout worker, {worker}, died and won't be restarted: {error}")
+            self._failure = f"the last rollout worker, {worker}, died and isn't restarted: {died}"
 
     def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

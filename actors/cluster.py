@@ -89,6 +89,10 @@ class Cluster:
         status: ArenaStatus = get(self.peers.arena.status.remote())
         return status
 
+    def finish(self) -> None:
+        """Tell the arena that the last step was taken."""
+        get(self.peers.arena.finish.remote())
+
     def stop(self) -> None:
         """End every actor."""
         for actor in self._actors.values():

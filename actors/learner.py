@@ -29,6 +29,7 @@ class Learner:
     def connect(self, peers: Peers) -> None:
         config = self._config
         self._peers = peers
+        self._log.adapters_dir.mkdir(exist_ok=True)
         settings = TrainerSettings.from_config(config)
         self._lora = settings.lora
         self._trainer = Trainer(resolve_model(config.model_path), settings)

@@ -82,6 +82,8 @@ class ArenaProtocol(ConnectedActor, Protocol):
 
     async def state(self) -> dict[str, Any]: ...
 
+    async def finish(self) -> None: ...
+
 
 class WorkerProtocol(ConnectedActor, Protocol):
     """Plays episodes. ``connected`` is False in a process that was restarted and has forgotten everything."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ray
+
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.replay import Lease, ReplayBuffer
 from selfplay_ray.runlog import RunLog
@@ -15,7 +17,8 @@ class ReplayQueue:
         self._path = RunLog(context.run_folder).replay_path
 
     def connect(self, peers: Peers) -> None:
-        self._buffer = ReplayBuffer(self._path)
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._buffer = ReplayBuffer(self._path, requeue=not restarted)  # else its learner may yet ack
 
     def put(self, group: RolloutGroup) -> bool:
         return self._buffer.put(group)

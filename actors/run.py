@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,7 +16,7 @@ from selfplay_ray.actors.cluster import Cluster, get, ray_cluster
 from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
-from selfplay_ray.display import Display
+from selfplay_ray.display import Display, summary
 from selfplay_ray.errors import ClusterError
 from selfplay_ray.metrics import MetricLogger, StepMetrics
 from selfplay_ray.models import resolve_model
@@ -37,22 +39,39 @@ def train(
         ErrorBudgetExceeded: too many episodes failed.
         ClusterError: an actor was lost, or no step was taken for ``config.step_timeout`` seconds.
     """
-    resolve_model(config.model_path)  # fetched once, before several actors want it
+    with _told_on_stderr():
+        resolve_model(config.model_path)  # fetched once, before several actors want it
     log = RunLog.create(config.output_dir, config.name, task)
     log.write_config(config)
     history: list[StepMetrics] = []
+    try:
+        _run(arena, config, spec, log, history)
+    finally:
+        if history:
+            sys.stdout.write(summary(history) + "\n")
+    return history
+
+
+def _run(
+    arena: Arena, config: RunConfig, spec: ClusterSpec | None, log: RunLog, history: list[StepMetrics]
+) -> None:
+    """Take the steps, adding each to ``history``."""
     with _terminable(), ExitStack() as stack:
+        stack.enter_context(closing(log))
         display = stack.enter_context(Display(config, log))
         loggers: list[MetricLogger] = [log, display]
         if wandb := wandb_logger(config, log):
             loggers.append(stack.enter_context(closing(wandb)))
+        display.note("starting Ray")
         stack.enter_context(ray_cluster())
+        display.note("starting the actors and loading the model")
         cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
+        display.note("playing the first batch")
         for metrics in _steps(cluster, config):
             history.append(metrics)
             for logger in loggers:
                 logger.log_step(metrics)
-    return history
+        cluster.finish()
 
 
 def _steps(cluster: Cluster, config: RunConfig) -> Iterator[StepMetrics]:
@@ -77,6 +96,20 @@ def _check(cluster: Cluster, deadline: float, timeout: float) -> None:
             f"no training step for {timeout:g} seconds, at version {status.version} with {status.in_flight} "
             f"episodes in flight: {waiting}"
         )
+
+
+@contextmanager
+def _told_on_stderr() -> Iterator[None]:
+    """Show what `selfplay_ray` logs while there is no display yet: a model that is being fetched, say."""
+    logger, handler = logging.getLogger("selfplay_ray"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 @contextmanager

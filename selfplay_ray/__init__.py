@@ -14,9 +14,13 @@ from selfplay_ray.blas import preload
 preload()
 
 if TYPE_CHECKING:
+    from selfplay_ray.actors.run import train
+    from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
     from selfplay_ray.arena import Arena, ArenaStep
     from selfplay_ray.artifacts import Artifact, ArtifactStore
+    from selfplay_ray.command import run_command
     from selfplay_ray.config import RunConfig
+    from selfplay_ray.config_sources import load_config
     from selfplay_ray.credit import (
         ConstantCredit,
         CreditAssigner,
@@ -53,9 +57,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "actors.run": ("train",),
+    "actors.spec": ("ActorSpec", "ClusterSpec"),
     "arena": ("Arena", "ArenaStep"),
     "artifacts": ("Artifact", "ArtifactStore"),
+    "command": ("run_command",),
     "config": ("RunConfig",),
+    "config_sources": ("load_config",),
     "credit": (
         "ConstantCredit",
         "CreditAssigner",
@@ -92,11 +100,13 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ActorSpec",
     "Arena",
     "ArenaStep",
     "Artifact",
     "ArtifactStore",
     "ChatEpisode",
+    "ClusterSpec",
     "Completion",
     "ConstantCredit",
     "CreditAssigner",
@@ -134,7 +144,10 @@ __all__ = [
     "WeightPublisher",
     "__version__",
     "apply_credit",
+    "load_config",
+    "run_command",
     "simple_training_loop",
+    "train",
 ]
 
 

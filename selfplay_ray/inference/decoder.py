@@ -208,18 +208,22 @@ class Decoder:
         for decoding, uid in zip(decodings, uids, strict=True):
             decoding.uid = uid
             self._by_uid[uid] = decoding
-        self._counters.prefilled_tokens += sum(len(prompt) - covered for prompt in prompts)
+        self._counters.prefilled_tokens += sum(len(decoding.head) - covered for decoding in decodings)
 
     def _fork_prefilled(self, response: PromptProcessingBatch.Response) -> None:
         """Let those who share this prefill start from it, and keep it for those to come."""
         leader = self._by_uid[response.uid]
         if not self._leads(leader):
             return
-        followers = self._prefills.pop(leader.prefill)[1:]
+        sharing = self._prefills.pop(leader.prefill)
         caches, _ = self._generator.extract_cache([response.uid])[response.uid]
         self._keep(leader, leader.head, caches)
-        if followers:
-            self._insert(followers, len(leader.head), caches[:-1])
+        if (
+            len(sharing) > 1
+        ):  # the leader starts again with the others: merging it with them would copy them all
+            self._generator.remove([response.uid])
+            del self._by_uid[response.uid]
+            self._insert(sharing, len(leader.head), caches[:-1])
 
     def _leads(self, decoding: Decoding) -> bool:
         """Whether a prefill is being run for ``decoding``, and maybe for others who wait for it."""

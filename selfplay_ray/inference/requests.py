@@ -61,9 +61,9 @@ class Generation:
 class EngineStats:
     """What an engine is doing, and has done since it started.
 
-    ``running`` and ``waiting`` count requests; ``prompt_tokens`` what was asked, ``prefilled_tokens`` what of it
-    had to be run (the rest was forked or continued); ``busy_seconds`` include prefill and decoding,
-    ``swap_seconds`` the changes of weights.
+    ``running`` and ``waiting`` count requests. ``prompt_tokens`` were asked, ``prefilled_tokens`` of them had to be
+    run before decoding; the rest was forked or continued, or is a prompt's last token, with which decoding begins.
+    ``busy_seconds`` include prefill and decoding, ``swap_seconds`` are the changes of weights.
     """
 
     running: int

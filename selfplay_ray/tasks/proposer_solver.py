@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfplay_ray.arena import Arena
+from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState, SingleTurnEpisode
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Message, Role, Rollout
@@ -106,6 +107,7 @@ class ProposerSolverArena(Arena):
     """``batch_size`` Proposers a step, each shown an example of its own so that they start out different."""
 
     def __init__(self, batch_size: int, n_solver_rollouts: int = 8, **options: Any) -> None:
+        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
         super().__init__(batch_size=batch_size, **options)
         self.add_role(Role("Proposer", max_tokens=12))
         self.add_role(Role("Solver", max_tokens=12))
