@@ -1,0 +1,172 @@
+"""The batch, step by step in one thread: what is prefilled, what is forked, who goes first."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+
+import mlx.nn as nn
+import pytest
+
+from selfplay_ray.errors import ConfigError
+from selfplay_ray.inference.chat import ChatTokenizer
+from selfplay_ray.inference.decoder import BatchSettings, Decoder
+from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.types import Message
+
+EOS = {2}
+PROMPT = tuple(range(100, 130))
+
+
+def decoder(model: nn.Module, *, batch: int = 32, step: int = 512, fork: bool = True) -> Decoder:
+    return Decoder(model, EOS, BatchSettings(batch, step, 2**28, fork))
+
+
+def request(
+    seed: int = 0,
+    prompt: tuple[int, ...] = PROMPT,
+    max_tokens: int = 6,
+    temperature: float = 1.0,
+    priority: int = 0,
+) -> GenerationRequest:
+    return GenerationRequest(f"r{seed}", prompt, max_tokens, temperature, seed, priority)
+
+
+def submit(batch: Decoder, *requests: GenerationRequest) -> list[Future[Generation]]:
+    futures: list[Future[Generation]] = [Future() for _ in requests]
+    for one, future in zip(requests, futures, strict=True):
+        batch.submit(one, future)
+    return futures
+
+
+def run(batch: Decoder, *requests: GenerationRequest) -> list[Generation]:
+    futures = submit(batch, *requests)
+    while batch.busy:
+        batch.step()
+    return [future.result(timeout=0) for future in futures]
+
+
+def tokens(generations: list[Generation]) -> list[tuple[int, ...]]:
+    return [generation.token_ids for generation in generations]
+
+
+def test_a_group_runs_its_prompt_once(tiny_model: nn.Module) -> None:
+    forked, plain = decoder(tiny_model), decoder(tiny_model, fork=False)
+    group = [request(seed) for seed in range(8)]
+    assert tokens(run(forked, *group)) == tokens(run(plain, *group))
+    assert forked.stats().prefilled_tokens == 29  # all but the last, with which decoding begins
+    assert plain.stats().prefilled_tokens == 8 * 29
+    assert forked.stats().prompt_tokens == plain.stats().prompt_tokens == 8 * 30
+
+
+def test_forked_is_plain_on_the_real_model(real_model: nn.Module, chat: ChatTokenizer) -> None:
+    prompt, _ = chat.encode([Message(role="user", content="Name a river and the sea it flows into.")])
+    group = [request(seed, prompt, max_tokens=8) for seed in range(6)]
+    plain = run(decoder(real_model, fork=False), *group)
+    assert tokens(run(decoder(real_model), *group)) == tokens(plain)
+    assert len(set(tokens(plain))) > 1
+
+
+def test_a_sibling_that_comes_later_forks_too(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model)
+    run(batch, request(1))
+    run(batch, request(2))
+    assert batch.stats().prefilled_tokens == 29
+
+
+def test_a_later_turn_runs_only_what_is_new(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model)
+    (first,) = run(batch, request(1))
+    second = request(2, prompt=(*PROMPT, *first.token_ids, 7, 8, 9, 10))
+    continued = run(batch, second)
+    assert batch.stats().prefilled_tokens == 29 + 3
+    assert tokens(continued) == tokens(run(decoder(tiny_model), second))
+
+
+def test_a_new_policy_begins_with_keys_of_its_own(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model)
+    run(batch, request(1))
+    batch.change_policy(version=1, seconds=0.0)
+    run(batch, request(2))
+    assert batch.stats().prefilled_tokens == 29 + 29
+
+
+def test_who_comes_after_a_swap_shares_no_prefill_begun_before_it(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model, step=8)  # 29 tokens take four steps
+    before = submit(batch, request(1))
+    batch.step()
+    batch.change_policy(version=1, seconds=0.0)
+    after = submit(batch, request(2))
+    while batch.busy:
+        batch.step()
+    assert batch.stats().prefilled_tokens == 29 + 29
+    # The one begun under version 0 drew its first token after the swap, and may say so; it isn't kept for others.
+    assert {s.version for future in [*before, *after] for s in future.result().spans} == {1}
+    run(batch, request(3))
+    assert batch.stats().prefilled_tokens == 29 + 29
+
+
+def test_prompts_of_all_lengths_together_are_as_alone(tiny_model: nn.Module) -> None:
+    mixed = [request(n, prompt=tuple(range(50, 51 + 9 * n)), temperature=0.5 * n) for n in range(4)]
+    together = run(decoder(tiny_model, step=8), *mixed)
+    assert tokens(together) == [run(decoder(tiny_model), one)[0].token_ids for one in mixed]
+
+
+def test_the_highest_priority_goes_first_then_who_came_first(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model, batch=1)
+    finished: list[int] = []
+    for seed, priority in [(0, 0), (1, 0), (2, 5), (3, 1)]:
+        (future,) = submit(batch, request(seed, priority=priority))
+        future.add_done_callback(partial(lambda seed, _: finished.append(seed), seed))
+    while batch.busy:
+        batch.step()
+        assert batch.stats().running <= 1
+    assert finished == [2, 3, 0, 1]
+
+
+def test_the_stop_token_is_part_of_what_was_said(tiny_model: nn.Module) -> None:
+    (long,) = run(decoder(tiny_model), request(4, max_tokens=6))
+    third = long.token_ids[2]
+    stopping = Decoder(tiny_model, {third}, BatchSettings(32, 512, 2**28, True))
+    (stopped,) = run(stopping, request(4, max_tokens=6))
+    assert stopped.token_ids == long.token_ids[: long.token_ids.index(third) + 1]
+    assert stopped.finish_reason == "stop"
+    assert long.finish_reason == "length"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_a_group_does_without_one_of_its_own(tiny_model: nn.Module, steps: int, cancelled: int) -> None:
+    """Whoever leaves, leader or follower, waiting, in prefill or decoding: the others are as if it stayed."""
+    group = [request(seed) for seed in range(3)]
+    expected = tokens(run(decoder(tiny_model), *group))
+    batch = decoder(tiny_model, step=8)
+    futures = submit(batch, *group)
+    for _ in range(steps):
+        batch.step()
+    futures[cancelled].cancel()
+    batch.cancel(futures[cancelled])
+    assert batch.stats().running + batch.stats().waiting == 2
+    while batch.busy:
+        batch.step()
+    del futures[cancelled], expected[cancelled]
+    assert tokens([future.result(timeout=0) for future in futures]) == expected
+
+
+def test_closing_gives_up_what_is_unfinished(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model, batch=1)
+    futures = submit(batch, request(1), request(2))
+    batch.step()
+    error = RuntimeError("closed")
+    batch.close(error)
+    assert [future.exception(timeout=0) for future in futures] == [error, error]
+    assert not batch.busy
+
+
+def test_a_batch_of_0_is_refused() -> None:
+    settings = BatchSettings(1, 1, 0, True)
+    with pytest.raises(ConfigError, match="batch size"):
+        replace(settings, max_batch_size=0)
+    with pytest.raises(ConfigError, match="prefill step"):
+        replace(settings, prefill_step_size=0)
