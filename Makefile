@@ -9,7 +9,7 @@
 PYTHON ?= python3
 # What the demo trains, and how: everything else has its default (selfplay train proposer_solver --help).
 DEMO_TASK ?= proposer_solver
-DEMO_FLAGS ?=
+DEMO_FLAGS ?= --num-steps 20
 PYTEST_FLAGS ?=
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)

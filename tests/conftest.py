@@ -21,6 +21,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import selfplay_ray  # noqa: F401 - puts OpenBLAS in front of MLX, whichever test file imports that first
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -31,7 +31,8 @@ class MicroBatch:
     """R rows of T tokens, right-padded, that all continue the same P tokens. Padding is never trained on.
 
     At position t a row reads ``inputs[row, t]`` and is asked for ``targets[row, t]``; where ``mask`` is True
-    that target is trained on. ``versions`` says which policy sampled it (-1 where none of ours did).
+    that target is trained on. ``versions`` are the records' own: the oldest policy that sampled a token of the
+    row, because what came later was sampled from keys and values that were its.
     """
 
     prefix: npt.NDArray[np.int32]  # [P], P may be 0
@@ -136,7 +137,7 @@ def _micro_batch(records: Sequence[TrainingRecord], shared: int) -> MicroBatch:
         behaviour_logprobs=np.zeros(shape, np.float32),
         advantages=np.zeros(shape, np.float32),
         temperatures=np.ones(shape, np.float32),
-        versions=np.full(shape, -1, np.int32),
+        versions=np.zeros(shape, np.int32),
     )
     for row, record in enumerate(records):
         _fill_row(batch, row, record, shared)
@@ -153,8 +154,7 @@ def _fill_row(batch: MicroBatch, row: int, record: TrainingRecord, shared: int) 
     batch.behaviour_logprobs[row, start:end] = record.logprobs
     batch.advantages[row] = record.advantage
     batch.temperatures[row] = record.temperature
-    for span in record.spans:
-        batch.versions[row, start + span.start : start + span.end] = span.version
+    batch.versions[row] = record.policy_version
 
 
 def _check(records: Sequence[TrainingRecord], vocabulary: int) -> None:

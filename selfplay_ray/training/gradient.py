@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 class TokenTrace:
     """What a step saw of every token it trained, [tokens], in the order of its micro-batches.
 
-    ``version`` is that of the policy that sampled the token; the rest is as in ``LossOutput``.
+    ``version`` is the oldest among its record's; the rest is as in ``LossOutput``.
     """
 
     ratio: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))

@@ -19,11 +19,12 @@ class TrainMetrics:
     ``records`` were trained on; ``skipped_zero_advantage`` had no gradient. ``tokens_run`` went through the
     model, padding included. ``seconds`` is wall time.
 
-    ``ratio_mean`` is the mean importance ratio; ``ratio_lag0`` the largest |ratio - 1| over tokens that the very
-    weights being trained had sampled: rounding, or engine and learner disagree. ``mismatch_kl`` estimates
-    KL(sampler‖policy), ``clip_fraction`` is the share of tokens without gradient, and ``entropy`` is minus
-    the mean behaviour logprob: an estimate of the *sampler's* entropy in nats a token, from its samples.
-    ``staleness`` counts versions between a token's policy and the trainer's.
+    ``ratio_mean`` is the mean importance ratio; ``ratio_lag0`` the largest |ratio - 1| over the tokens of records
+    that the very weights being trained had sampled, first token to last: rounding, or engine and learner
+    disagree. ``mismatch_kl`` estimates KL(sampler‖policy), ``clip_fraction`` is the share of tokens without
+    gradient, and ``entropy`` is minus the mean behaviour logprob: an estimate of the *sampler's* entropy in
+    nats a token, from its samples.
+    ``staleness`` counts versions between the oldest policy of a token's record and the trainer's.
     """
 
     loss: float | None

@@ -105,18 +105,18 @@ def test_metrics_of_a_step_on_its_own_samples(tiny, record):
 
 def test_staleness_and_ratios_of_older_samples(tiny, record):
     trainer = Trainer(tiny, SETTINGS)
-    one = as_sampled(trainer, record("a", PROMPT, [9, 2, 6, 5]))
+    one = as_sampled(trainer, record("a", PROMPT, [9, 2, 6]))
     trainer.train_step([one])
     trainer.train_step([])
-    # Two tokens sampled at version 0, one at 1, one (its logprob wrong by log 2) at the trainer's own, 2
-    spans = (PolicySpan(0, 2, 0), PolicySpan(2, 3, 1), PolicySpan(3, 4, 2))
-    now = logprobs_of(trainer, one)
-    metrics = trainer.train_step(
-        [replace(one, spans=spans, logprobs=(*one.logprobs[:3], now[3] - math.log(2)))]
-    )
-    assert metrics.staleness_mean == pytest.approx((2 + 2 + 1 + 0) / 4)
+    # Three tokens of a record that version 0 began, and one of a record all version 2's, the trainer's own, whose
+    # logprob is wrong by log 2.
+    mixed = replace(one, spans=(PolicySpan(0, 1, 0), PolicySpan(1, 2, 1), PolicySpan(2, 3, 2)))
+    own = as_sampled(trainer, record("b", PROMPT, [5]))
+    own = replace(own, spans=(PolicySpan(0, 1, 2),), logprobs=(own.logprobs[0] - math.log(2),))
+    ratios = [math.exp(new - old) for new, old in zip(logprobs_of(trainer, one), one.logprobs, strict=True)]
+    metrics = trainer.train_step([mixed, own])
+    assert metrics.staleness_mean == pytest.approx((2 + 2 + 2 + 0) / 4)
     assert metrics.staleness_max == 2
-    ratios = [math.exp(new - old) for new, old in zip(now[:3], one.logprobs[:3], strict=True)]
     assert metrics.ratio_mean == pytest.approx((sum(ratios) + 2) / 4, rel=1e-4)
     assert metrics.ratio_lag0 == pytest.approx(1.0, rel=1e-3)
     assert trainer.version == 3
