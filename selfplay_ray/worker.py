@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.errors import ClusterError, EpisodeError
@@ -13,6 +15,18 @@ from selfplay_ray.runtime import ModelClient, ParentCall
 from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, ModelCall, Rollout
 
 ChildResults = asyncio.Future[list[GenerateResult]]
+
+
+@dataclass(slots=True)
+class _Playing:
+    """An episode being played, and the calls for children that it waits for."""
+
+    task: asyncio.Task[None]
+    waiting: dict[int, ChildResults] = field(default_factory=dict)
+
+
+_attempt: ContextVar[int] = ContextVar("attempt")
+"""Which attempt of its request the running code belongs to, also in tasks that the episode started."""
 
 
 class EpisodeWorker:
@@ -32,27 +46,26 @@ class EpisodeWorker:
         self._report = Report()
         self._flushing = False
         self._policy_version = 0
-        self._tasks: dict[str, tuple[int, asyncio.Task[None]]] = {}
-        self._waiting: dict[tuple[str, int, int], ChildResults] = {}
+        self._playing: dict[tuple[str, int], _Playing] = {}  # by request id and attempt
         arena.bind(self)
 
     def accept(self, orders: Orders) -> None:
         """Take orders; to be called on the event loop that plays."""
         self._policy_version = orders.policy_version
-        for request_id, attempt in orders.cancelled:
-            self._cancel(request_id, attempt)
+        for key in orders.cancelled:
+            self._cancel(key)
         for delivery in orders.deliveries:
-            waiting = self._waiting.pop((delivery.parent, delivery.attempt, delivery.call), None)
+            waiting = self._stop_waiting(delivery.parent, delivery.attempt, delivery.call)
             if waiting is not None and not waiting.done():
                 waiting.set_result(delivery.results)
         for assignment in orders.assignments:
             task = asyncio.create_task(self._play(assignment), name=assignment.request.id)
-            self._tasks[assignment.request.id] = (assignment.attempt, task)
+            self._playing[assignment.request.id, assignment.attempt] = _Playing(task)
 
     def close(self) -> None:
         """Stop everything that is playing."""
-        for request_id, (attempt, _) in list(self._tasks.items()):
-            self._cancel(request_id, attempt)
+        for key in list(self._playing):
+            self._cancel(key)
 
     # The runtime of the arena's copy
 
@@ -62,12 +75,21 @@ class EpisodeWorker:
     async def run(
         self, requests: Sequence[EpisodeRequest], parent: ParentCall | None
     ) -> list[GenerateResult]:
-        """Ask the arena for children, and wait for them without holding anything."""
+        """Ask the arena for children, and wait for them without holding anything.
+
+        Raises:
+            EpisodeError: the episode is over.
+        """
         if parent is None:
             raise ClusterError("a rollout worker runs the episodes it is given, and starts none of its own")
-        attempt = self._tasks[parent.request_id][0]
+        attempt = _attempt.get()
+        playing = self._playing.get((parent.request_id, attempt))
+        if playing is None:
+            raise EpisodeError(
+                f"episode {parent.request_id} is over, yet a task of it asks for children; an episode awaits its tasks"
+            )
         results: ChildResults = asyncio.get_running_loop().create_future()
-        self._waiting[parent.request_id, attempt, parent.number] = results
+        playing.waiting[parent.number] = results
         self._report.spawned.append(Spawn(parent.request_id, attempt, parent.number, list(requests)))
         self._flush_soon()
         return await results
@@ -78,17 +100,22 @@ class EpisodeWorker:
     # How
 
     async def _play(self, assignment: Assignment) -> None:
+        _attempt.set(assignment.attempt)
         rollout, _ = await execute(self._arena, assignment.request)
-        if self._tasks.get(assignment.request.id, (None,))[0] == assignment.attempt:
-            del self._tasks[assignment.request.id]
+        playing = self._playing.pop((assignment.request.id, assignment.attempt), None)
+        _give_up(playing)
         self._report.finished.append(Finished(rollout, assignment.attempt))
         self._flush_soon()
 
-    def _cancel(self, request_id: str, attempt: int) -> None:
-        known, task = self._tasks.get(request_id, (None, None))
-        if task is not None and known == attempt:
-            del self._tasks[request_id]
-            task.cancel()
+    def _cancel(self, key: tuple[str, int]) -> None:
+        playing = self._playing.pop(key, None)
+        if playing is not None:
+            playing.task.cancel()
+            _give_up(playing)
+
+    def _stop_waiting(self, parent: str, attempt: int, call: int) -> ChildResults | None:
+        playing = self._playing.get((parent, attempt))
+        return playing.waiting.pop(call, None) if playing is not None else None
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -116,11 +143,19 @@ class EpisodeWorker:
             try:
                 self._send(Report(spawned=[spawn]))
             except TypeError as error:
-                self._waiting.pop((spawn.parent, spawn.attempt, spawn.call)).set_exception(
-                    EpisodeError(
-                        f"children of episode {spawn.parent} can't be sent to another process: {error}"
+                waiting = self._stop_waiting(spawn.parent, spawn.attempt, spawn.call)
+                if waiting is not None and not waiting.done():
+                    waiting.set_exception(
+                        EpisodeError(
+                            f"children of episode {spawn.parent} can't be sent to another process: {error}"
+                        )
                     )
-                )
+
+
+def _give_up(playing: _Playing | None) -> None:
+    """Let go of the tasks that wait for children which an episode that is over never awaited."""
+    for results in playing.waiting.values() if playing is not None else ():
+        results.cancel()
 
 
 def _unsendable(rollout: Rollout, error: TypeError) -> Rollout:
