@@ -116,6 +116,7 @@ class Pump:
             self.workers[name].accept(orders)
         await asyncio.sleep(0)
         reports, self.reports = self.reports, []
+        assert all(report for _, report in reports), "a worker with nothing to say says nothing"
         for name, report in reports:
             self.scheduler.handle(name, report)
         self.finished += self.scheduler.take_finished()
