@@ -218,9 +218,8 @@ class Decoder:
         sharing = self._prefills.pop(leader.prefill)
         caches, _ = self._generator.extract_cache([response.uid])[response.uid]
         self._keep(leader, leader.head, caches)
-        if (
-            len(sharing) > 1
-        ):  # the leader starts again with the others: merging it with them would copy them all
+        if len(sharing) > 1:
+            # The leader starts again with the others: merging it with them would copy them all.
             self._generator.remove([response.uid])
             del self._by_uid[response.uid]
             self._insert(sharing, len(leader.head), caches[:-1])

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from selfplay_ray.logprobs import softmax_weights
+
 BLOCK = 256
 MASK64 = (1 << 64) - 1
 
@@ -50,28 +52,31 @@ def sample(logits: mx.array, rows: Sequence[SamplingRow]) -> tuple[mx.array, mx.
     scaled = logits.astype(mx.float32)
     if any(row.temperature not in (0.0, 1.0) for row in rows):
         scaled = scaled / mx.array([row.temperature or 1.0 for row in rows])[:, None]
-    probabilities = mx.softmax(scaled, axis=-1)
-    tokens = _choose(probabilities, rows)
-    chosen = mx.take_along_axis(probabilities, tokens[:, None], axis=-1)[:, 0]
-    return tokens, mx.log(chosen)
+    weights, normalizer = softmax_weights(scaled)
+    tokens = _choose(weights, rows)
+    chosen = mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - normalizer
 
 
-def _choose(probabilities: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
+def _choose(weights: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
     greedy = [row.temperature == 0 for row in rows]
     if all(greedy):
-        return mx.argmax(probabilities, axis=-1).astype(mx.int32)
+        return mx.argmax(weights, axis=-1).astype(mx.int32)
     keys = mx.array([draw_key(row.seed, row.position) for row in rows], dtype=mx.uint32)
-    drawn = _race_blocks(probabilities, keys)
+    drawn = _race_blocks(weights, keys)
     if not any(greedy):
         return drawn
-    return mx.where(mx.array(greedy), mx.argmax(probabilities, axis=-1).astype(mx.int32), drawn)
+    return mx.where(mx.array(greedy), mx.argmax(weights, axis=-1).astype(mx.int32), drawn)
 
 
-def _race_blocks(probabilities: mx.array, keys: mx.array) -> mx.array:
-    """[B, V] and uint32[B, 2] to int32[B]: the winning block of each row, then the winning token inside it."""
-    batch, vocabulary = probabilities.shape
+def _race_blocks(weights: mx.array, keys: mx.array) -> mx.array:
+    """The winning block of each row, then the winning token inside it: int32[B].
+
+    ``weights`` [B, V] are probabilities up to a factor a row; ``keys`` are uint32[B, 2].
+    """
+    batch, vocabulary = weights.shape
     blocks = -(-vocabulary // BLOCK)
-    padded = mx.pad(probabilities, [(0, 0), (0, blocks * BLOCK - vocabulary)])
+    padded = mx.pad(weights, [(0, 0), (0, blocks * BLOCK - vocabulary)])
     grid = padded.reshape(batch, blocks, BLOCK)
     times = _exponentials(keys, blocks + BLOCK)
     block = mx.argmin(times[:, :blocks] / grid.sum(axis=-1), axis=-1)

@@ -42,11 +42,11 @@ def user(chat: ChatTokenizer, text: str) -> tuple[int, ...]:
 
 
 def logprobs_of(logits: mx.array, tokens: Sequence[int], temperature: float) -> list[float]:
-    """log-softmax at ``temperature``, float32, of logits [T, V] at tokens [T]."""
-    scaled = logits.astype(mx.float32) / temperature
-    normalised = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(normalised, mx.array(list(tokens))[:, None], axis=-1)
-    return [float(value) for value in np.array(chosen)[:, 0]]
+    """log-softmax at ``temperature`` of logits [T, V] at tokens [T], in float64."""
+    scaled = np.array(logits.astype(mx.float32)).astype(np.float64) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    normalised = scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    return [float(row[token]) for row, token in zip(normalised, tokens, strict=True)]
 
 
 def perturbed(model: nn.Module, seed: int = 0) -> dict[str, np.ndarray]:

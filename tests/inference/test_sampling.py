@@ -79,6 +79,16 @@ def test_logprob_by_hand() -> None:
     assert logprobs.tolist() == pytest.approx(by_hand, abs=1e-6)
 
 
+def test_logprobs_over_a_vocabulary_are_exact() -> None:
+    """To 1e-5 of float64: one long float32 sum over 49,152 tokens would be off by ten times that."""
+    logits = np.random.default_rng(0).normal(size=(8, 49152)).astype(np.float32) * 3
+    tokens, logprobs = sample(mx.array(logits), rows(8))
+    exact = logits.astype(np.float64)
+    exact = exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(exact, np.array(tokens)[:, None], axis=-1)[:, 0]
+    assert np.array(logprobs) == pytest.approx(chosen, abs=1e-5)
+
+
 def test_greedy_takes_the_likeliest_with_its_logprob_at_temperature_1() -> None:
     logits = mx.log(mx.array([[1.0, 2.0, 5.0], [6.0, 1.0, 1.0]]))
     tokens, logprobs = sample(logits, rows(2, temperature=0.0))
