@@ -213,7 +213,8 @@ class Arena:
         return self._calls, derive_seed(self.seed, "outside", self._calls)
 
     async def generate_rollouts(self, requests: Sequence[EpisodeRequest]) -> list[GenerateResult]:
-        """Run ``requests`` and wait for their results, in the same order. Within an episode they are its children.
+        """Run ``requests`` and wait for their results, in the same order. Within an episode they are its children;
+        those that a reward function asks for are never trained on.
 
         Raises:
             UnknownNameError: an episode type isn't registered.
@@ -247,7 +248,7 @@ class Arena:
             replace(
                 request,
                 id=f"{parent.id}/{call}/{index}",
-                is_trainable=request.is_trainable and parent.is_trainable,
+                is_trainable=request.is_trainable and parent.is_trainable and not run.ended,
             )
             for index, request in enumerate(requests)
         ]

@@ -45,7 +45,8 @@ class ComparisonGroup:
 def comparison_groups(results: Sequence[GenerateResult]) -> Iterator[ComparisonGroup]:
     """The groups among ``results``, then among the children of each, and so on down.
 
-    Left out: rollouts that failed, everything below a request that isn't trainable, roles that never spoke.
+    Left out: rollouts that failed, everything below a request that isn't trainable, roles that never spoke or
+    are frozen.
 
     Raises:
         CreditError: a named group mixes episode types.
@@ -53,13 +54,19 @@ def comparison_groups(results: Sequence[GenerateResult]) -> Iterator[ComparisonG
     trainable = [result for result in results if result.is_trainable]
     groups: dict[tuple[str | None, str, str], list[Rollout]] = {}
     for result in trainable:
-        for role in result.rollout.roles if result.rollout.error is None else ():
+        for role in _learning_roles(result.rollout):
             groups.setdefault((result.group, result.rollout.episode_type, role), []).append(result.rollout)
     _refuse_mixed_types(groups)
     for (_, episode_type, role), rollouts in groups.items():
         yield ComparisonGroup(role, episode_type, tuple(rollouts))
     for result in trainable:
         yield from comparison_groups(result.children)
+
+
+def _learning_roles(rollout: Rollout) -> list[str]:
+    if rollout.error is not None:
+        return []
+    return list(dict.fromkeys(step.role_id for step in rollout.steps if step.trainable))
 
 
 def _refuse_mixed_types(groups: Mapping[tuple[str | None, str, str], list[Rollout]]) -> None:

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from selfplay_ray.arena import Arena
+from selfplay_ray.artifacts import ArtifactStore
 from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import execute
 from selfplay_ray.messages import Assignment, Finished, Orders, Report, Spawn
@@ -29,6 +30,16 @@ _attempt: ContextVar[int] = ContextVar("attempt")
 """Which attempt of its request the running code belongs to, also in tasks that the episode started."""
 
 
+class StoresElsewhere(dict[str, ArtifactStore]):
+    """In place of a worker's copies of the arena's stores, which nobody would see change."""
+
+    def __missing__(self, name: str) -> ArtifactStore:
+        raise EpisodeError(
+            f"store {name!r} stays with the arena, out of reach of episodes on a cluster; an episode is given what "
+            "is sampled from it as its artifact, and an arena may add to it in score_group()"
+        )
+
+
 class EpisodeWorker:
     """The runtime of a worker's copy of the arena. ``send`` passes a report on; it must not block, and raises
     TypeError for what can't be sent to another process.
@@ -48,6 +59,7 @@ class EpisodeWorker:
         self._policy_version = 0
         self._playing: dict[tuple[str, int], _Playing] = {}  # by request id and attempt
         arena.bind(self)
+        arena.stores = StoresElsewhere()
 
     def accept(self, orders: Orders) -> None:
         """Take orders; to be called on the event loop that plays."""

@@ -408,3 +408,23 @@ async def test_what_runs_when_a_step_is_cancelled_is_cancelled_too():
     with pytest.raises(asyncio.CancelledError):
         await step
     assert len(stopped) == 3
+
+
+async def test_what_a_reward_function_spawns_is_never_trained_on():
+    async def by_another_episode(rollout, arena):
+        return {"A": len((await arena.run_episode("inner")).rollout.steps)}
+
+    class SpeakingEpisode(Episode):
+        async def rollout(self, arena, artifact, state):
+            await self.call_model("A", "speak", arena)
+            return state
+
+    outer = SpeakingEpisode()
+    outer.rubric = Rubric([by_another_episode])
+    arena = Arena(MockInferenceClient(lambda messages: "said"))
+    arena.add_role(Role("A"))
+    arena.add_episode("outer", outer)
+    arena.add_episode("inner", SpeakingEpisode())
+    tree = await arena.run_episode("outer")
+    assert tree.rewards == {"A": 1.0}
+    assert [child.is_trainable for child in tree.children] == [False]

@@ -320,6 +320,14 @@ def test_evaluation_moves_no_baseline_and_earns_no_advantage_nor_does_anything_b
     assert assigner.state_dict() == {"baselines": []}
 
 
+def test_a_frozen_role_is_compared_with_nobody_and_moves_no_baseline():
+    assigner = RAECredit()
+    game = result("g", {"A": 1.0, "Old": -1.0})
+    game.rollout.steps[1].trainable = False
+    assert assigner.compute([game]) == {("g", 0): 1.0}
+    assert [key[1] for key in assigner.state_dict()["baselines"]] == ["A"]
+
+
 def test_apply_credit_writes_rewards_and_advantages_into_every_step():
     tree = result("p", {"P": 2.0}, *solvers(1.0, 0.0), kind="propose")
     skipped = result("e", {"P": 7.0}, kind="propose", trainable=False)

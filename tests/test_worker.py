@@ -10,6 +10,7 @@ import pytest
 
 from selfplay_ray import (
     Arena,
+    Artifact,
     Completion,
     Episode,
     EpisodeRequest,
@@ -396,3 +397,22 @@ async def test_what_cannot_be_sent_is_a_failure_of_its_episode_alone():
     assert "keep its extras, meta and info plain: cannot serialize Unsendable" in (rollouts["r0"].error or "")
     assert rollouts["r1"].error is None
     assert rollouts["r2"].extras == {"result": "went on"}
+
+
+async def test_an_episode_on_a_worker_is_told_that_stores_are_elsewhere():
+    class AddingEpisode(Episode):
+        async def rollout(self, arena, artifact, state):
+            arena.stores["topics"].add(Artifact("x", "y"))
+            return state
+
+    arena = Arena()
+    arena.add_store("topics")
+    arena.add_episode("adding", AddingEpisode())
+    reports: list[Report] = []
+    client = MockInferenceClient(lambda messages: "")
+    EpisodeWorker(arena, client, client, reports.append).accept(
+        Orders(0, [Assignment(EpisodeRequest("adding", id="a"), 1)])
+    )
+    while not reports:
+        await asyncio.sleep(0)
+    assert "store 'topics' stays with the arena" in reports[0].finished[0].rollout.error

@@ -118,8 +118,9 @@ class ProposerSolverArena(Arena):
         return [EpisodeRequest("propose", [self.example() for _ in range(3)]) for _ in range(self.batch_size)]
 
     def example(self) -> str:
-        """What a Proposer is shown: a sum of one-digit numbers."""
-        return f"{self.rng.randint(1, 9)} + {self.rng.randint(1, 9)}"
+        """What a Proposer is shown: a sum, of one-digit numbers or of larger ones."""
+        largest = self.rng.choice((9, 9, 30, 99))
+        return f"{self.rng.randint(1, largest)} + {self.rng.randint(1, largest)}"
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:
         questions = [result.rollout.extras.get("question") for result in results]
