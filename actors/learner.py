@@ -7,7 +7,7 @@ import time
 import ray
 
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
-from selfplay_ray.inference.engine import EngineStats
+from selfplay_ray.inference.requests import EngineStats
 from selfplay_ray.lora import save_adapter
 from selfplay_ray.metrics import StepMetrics, step_metrics
 from selfplay_ray.models import resolve_model

@@ -16,8 +16,7 @@ import numpy as np
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
-from selfplay_ray.inference.engine import EngineStats
-from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
 from selfplay_ray.messages import Orders, Report
 from selfplay_ray.metrics import StepMetrics
 from selfplay_ray.replay import Lease
