@@ -78,6 +78,17 @@ class ChatTokenizer:
                 return prefix.token_ids + self._tokenize(new, chat.stand_ins), True
         return self._tokenize(self._render(chat.messages), chat.stand_ins), prefix is None
 
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> Tokens:
+        """The tokens of ``text`` as it is, without a chat: what looks like a special token is one.
+
+        ``add_special_tokens`` lets the tokenizer add those that begin a text, if it has any.
+        """
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def text_of(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of any tokens, special ones shown or left out."""
+        return self._text(token_ids, skip_special_tokens=skip_special_tokens)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a reply: no stop token, no special tokens."""
         said = [token for token in token_ids if token not in self.eos_token_ids]

@@ -9,21 +9,28 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import cast
 
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch, StopSequences
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.inference.prefixes import PrefixCache
-from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
+from selfplay_ray.inference.requests import (
+    EngineStats,
+    Generation,
+    GenerationRequest,
+    TokenChunk,
+    TopTokens,
+)
 from selfplay_ray.inference.rows import Draw, LayerCaches, Row, RowState, SampledModel
 from selfplay_ray.types import FinishReason, PolicySpan
 
 Tokens = tuple[int, ...]
+Listener = Callable[[TokenChunk], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,15 @@ class BatchSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What is known of a token beside itself."""
+
+    logprob: float
+    version: int
+    top: TopTokens
+
+
 @dataclass(slots=True, eq=False)
 class Decoding:
     """One request on its way: its place in the queue, then its tokens as they come."""
@@ -56,11 +72,14 @@ class Decoding:
     ticket: int
     request: GenerationRequest
     future: Future[Generation]
+    stop_token_ids: frozenset[int]
+    listener: Listener | None = None
     started_at_version: int = 0
     uid: int | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    top_logprobs: list[TopTokens] = field(default_factory=list)
 
     def __lt__(self, other: Decoding) -> bool:
         """Higher priority first, then who came first."""
@@ -76,8 +95,32 @@ class Decoding:
         """Requests with the same one can share a prefill: the policy that runs it, and the tokens."""
         return self.started_at_version, self.head
 
+    @property
+    def row(self) -> Row:
+        request = self.request
+        return Row(
+            self.ticket,
+            request.seed,
+            request.temperature,
+            request.min_tokens,
+            self.stop_token_ids,
+            request.top_logprobs,
+        )
+
+    def take(self, token: int, drawn: Drawn) -> None:
+        self.token_ids.append(token)
+        self.logprobs.append(drawn.logprob)
+        self.versions.append(drawn.version)
+        self.top_logprobs.append(drawn.top)
+
+    def tell(self, token: int, drawn: Drawn, reason: FinishReason | None) -> None:
+        """Tell whoever listens of a token."""
+        if self.listener is not None:
+            self.listener(TokenChunk((token,), (drawn.logprob,), (drawn.version,), (drawn.top,), reason))
+
     def generation(self, reason: FinishReason) -> Generation:
-        return Generation(tuple(self.token_ids), tuple(self.logprobs), to_spans(self.versions), reason)
+        spans, tops = to_spans(self.versions), tuple(self.top_logprobs)
+        return Generation(tuple(self.token_ids), tuple(self.logprobs), spans, reason, tops)
 
 
 @dataclass(slots=True)
@@ -96,9 +139,10 @@ class Decoder:
 
     def __init__(self, model: nn.Module, stop_token_ids: Collection[int], settings: BatchSettings) -> None:
         self._model = SampledModel(model)
+        self._end_of_turn = frozenset(stop_token_ids)
+        self._stops: dict[frozenset[int], StopSequences] = {}
         self._generator = BatchGenerator(
             cast(nn.Module, self._model),  # it is only ever called
-            stop_tokens=[[token] for token in sorted(stop_token_ids)],
             sampler=self._model.draw,
             completion_batch_size=settings.max_batch_size,
             prefill_batch_size=settings.max_batch_size,  # else a group is split into prefills of 8
@@ -122,9 +166,17 @@ class Decoder:
     def policy_version(self) -> int:
         return self._model.version
 
-    def submit(self, request: GenerationRequest, future: Future[Generation]) -> None:
-        """Queue ``request``; its generation is set on ``future``, unless that is cancelled first."""
-        heapq.heappush(self._waiting, Decoding(next(self._tickets), request, future))
+    def submit(
+        self, request: GenerationRequest, future: Future[Generation], listener: Listener | None = None
+    ) -> None:
+        """Queue ``request``; its generation is set on ``future``, unless that is cancelled first.
+
+        ``listener`` is called with every token as it comes, before the generation is set.
+        """
+        stops = frozenset(request.stop_token_ids)
+        if not request.ignore_eos:
+            stops |= self._end_of_turn
+        heapq.heappush(self._waiting, Decoding(next(self._tickets), request, future, stops, listener))
         self._counters.prompt_tokens += len(request.prompt_token_ids)
 
     def cancel(self, future: Future[Generation]) -> None:
@@ -143,7 +195,7 @@ class Decoder:
         prefilled, generated = self._generator.next()
         drawn = dict(_by_ticket(draws))
         for response in generated:
-            self._take(response, *drawn[self._by_uid[response.uid].ticket])
+            self._take(response, drawn[self._by_uid[response.uid].ticket])
         for response in prefilled:
             if response.progress[0] == response.progress[1] - 1:
                 self._fork_prefilled(response)
@@ -202,8 +254,9 @@ class Decoder:
         uids = self._generator.insert(
             [list(prompt[covered:]) for prompt in prompts],
             max_tokens=[decoding.request.max_tokens for decoding in decodings],
-            caches=[[*caches, RowState.of(_row(decoding))] for decoding in decodings],
+            caches=[[*caches, RowState.of(decoding.row)] for decoding in decodings],
             all_tokens=[list(prompt[:covered]) for prompt in prompts],
+            stop_sequences=[self._stop_sequences(decoding.stop_token_ids) for decoding in decodings],
         )
         for decoding, uid in zip(decodings, uids, strict=True):
             decoding.uid = uid
@@ -234,15 +287,21 @@ class Decoder:
         if self._fork and decoding.started_at_version == self.policy_version:
             self._prefixes.keep(tokens, caches[:-1])
 
-    def _take(self, response: GenerationBatch.Response, logprob: float, version: int) -> None:
+    def _stop_sequences(self, token_ids: frozenset[int]) -> StopSequences:
+        if token_ids not in self._stops:
+            if len(self._stops) > 1000:  # whatever clients may think of
+                self._stops.clear()
+            self._stops[token_ids] = StopSequences([[token] for token in sorted(token_ids)])
+        return self._stops[token_ids]
+
+    def _take(self, response: GenerationBatch.Response, drawn: Drawn) -> None:
         decoding = self._by_uid[response.uid]
-        decoding.token_ids.append(response.token)
-        decoding.logprobs.append(logprob)
-        decoding.versions.append(version)
+        reason = cast("FinishReason | None", response.finish_reason)
+        decoding.take(response.token, drawn)
+        decoding.tell(response.token, drawn, reason)
         self._counters.generated_tokens += 1
-        if response.finish_reason is None:
+        if reason is None:
             return
-        reason = cast(FinishReason, response.finish_reason)
         if response.all_tokens is not None and response.prompt_cache is not None:
             self._keep(decoding, tuple(response.all_tokens), response.prompt_cache)
         generation = decoding.generation(reason)
@@ -274,12 +333,8 @@ def to_spans(versions: Sequence[int]) -> tuple[PolicySpan, ...]:
     return tuple(spans)
 
 
-def _row(decoding: Decoding) -> Row:
-    return Row(decoding.ticket, decoding.request.seed, decoding.request.temperature)
-
-
-def _by_ticket(draws: Iterable[Draw]) -> Iterable[tuple[int, tuple[float, int]]]:
+def _by_ticket(draws: Iterable[Draw]) -> Iterable[tuple[int, Drawn]]:
     for draw in draws:
         logprobs = cast(list[float], draw.logprobs.tolist())
-        for ticket, logprob in zip(draw.tickets, logprobs, strict=True):
-            yield ticket, (logprob, draw.version)
+        for ticket, logprob, top in zip(draw.tickets, logprobs, draw.top_tokens(), strict=True):
+            yield ticket, Drawn(logprob, draw.version, top)

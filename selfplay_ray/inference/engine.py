@@ -12,7 +12,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +22,9 @@ from types import TracebackType
 import numpy as np
 
 from selfplay_ray.errors import AdapterError, InferenceError, SelfPlayError
-from selfplay_ray.inference.decoder import BatchSettings, Decoder
-from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
-from selfplay_ray.lora import LoRASettings, attach_lora, write_adapter
+from selfplay_ray.inference.decoder import BatchSettings, Decoder, Listener
+from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest, TokenChunk
+from selfplay_ray.lora import LoRASettings, attach_lora, read_adapter, write_adapter
 from selfplay_ray.models import load_model
 
 __all__ = ["Engine", "EngineStats"]
@@ -36,6 +36,7 @@ BURST_SECONDS = 0.002  # after a rest: requests made together arrive this close 
 class _Submit:
     request: GenerationRequest
     future: Future[Generation]
+    listener: Listener | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Engine:
         Raises:
             InferenceError: the request doesn't fit the model, or the engine has stopped.
         """
-        self._core.check_fits(request)
+        self.check_fits(request)
         future: Future[Generation] = Future()
         self._send(_Submit(request, future))
         try:
@@ -106,6 +107,39 @@ class Engine:
         except asyncio.CancelledError:
             self._commands.put(_Cancel(future))
             raise
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        """Like ``generate``, but token by token. Closing it before its end frees its place in the batch.
+
+        Raises:
+            InferenceError: the request doesn't fit the model, or the engine has stopped.
+        """
+        self.check_fits(request)
+        loop, future = asyncio.get_running_loop(), Future[Generation]()
+        arrived: asyncio.Queue[TokenChunk | Future[Generation]] = asyncio.Queue()
+
+        def arrive(item: TokenChunk | Future[Generation]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+        future.add_done_callback(arrive)
+        self._send(_Submit(request, future, arrive))
+        try:
+            while not isinstance(item := await arrived.get(), Future):
+                yield item
+            item.result()
+        finally:
+            self._commands.put(_Cancel(future))
+
+    def check_fits(self, request: GenerationRequest) -> None:
+        """Raise InferenceError if the model can't take ``request``."""
+        self._core.check_fits(request)
+
+    def check_alive(self) -> None:
+        """Raise InferenceError if the engine has stopped."""
+        with self._lock:
+            if self._ended:
+                raise self._stopped() from self._cause
 
     async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None:
         """Change the policy to ``weights``, called ``version``, between two decode steps; nothing is drained.
@@ -117,6 +151,16 @@ class Engine:
         future: Future[None] = Future()
         self._send(_Swap(weights, version, future))
         await asyncio.wrap_future(future)
+
+    @property
+    def adapter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """What ``load_adapter`` takes: the shape of every weight by its name; empty for a model without adapter."""
+        return self._core.adapter_shapes
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of a prompt and its reply together, where the model tells."""
+        return self._core.context_length
 
     @property
     def policy_version(self) -> int:
@@ -204,12 +248,13 @@ class _Core:
             attach_lora(self.model, lora, seed=0)
         self.decoder = Decoder(self.model, tokenizer.eos_token_ids, settings)
         arguments = getattr(self.model, "args", None)  # not every model of mlx-lm tells its limits there
-        self._context_length: int | None = getattr(arguments, "max_position_embeddings", None)
+        self.context_length: int | None = getattr(arguments, "max_position_embeddings", None)
+        self.adapter_shapes = {name: value.shape for name, value in read_adapter(self.model).items()}
         self._vocabulary_size: int | None = getattr(arguments, "vocab_size", None)
 
     def check_fits(self, request: GenerationRequest) -> None:
         """Raise InferenceError if the model can't take ``request``. May be called in any thread."""
-        prompt, limit, size = request.prompt_token_ids, self._context_length, self._vocabulary_size
+        prompt, limit, size = request.prompt_token_ids, self.context_length, self._vocabulary_size
         if limit is not None and len(prompt) + request.max_tokens > limit:
             raise InferenceError(
                 f"request {request.id} needs {len(prompt)} prompt + {request.max_tokens} new tokens; "
@@ -220,8 +265,8 @@ class _Core:
 
     def obey(self, command: _Submit | _Cancel | _Swap) -> None:
         match command:
-            case _Submit(request, future):
-                self.decoder.submit(request, future)
+            case _Submit(request, future, listener):
+                self.decoder.submit(request, future, listener)
             case _Cancel(future):
                 self.decoder.cancel(future)
             case _Swap():

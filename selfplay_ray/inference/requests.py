@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from selfplay_ray.errors import InferenceError
 from selfplay_ray.types import FinishReason, PolicySpan, check_spans
 
+TopTokens = tuple[tuple[int, float], ...]
+"""The likeliest tokens and their logprobs, best first."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -14,6 +17,10 @@ class GenerationRequest:
 
     ``temperature`` 0 is greedy; the logprobs are then those of temperature 1. ``seed`` (64 bits) fixes the sample,
     whatever else is being decoded. Higher ``priority`` goes first, then who came first.
+
+    It ends with one of ``stop_token_ids``, with the model's end of turn unless ``ignore_eos``, or with
+    ``max_tokens``; before ``min_tokens`` the tokens that would end it have probability 0. ``top_logprobs`` asks for
+    that many of the likeliest tokens at each position.
 
     Raises:
         InferenceError: the prompt is empty, or a number is out of range.
@@ -25,6 +32,10 @@ class GenerationRequest:
     temperature: float
     seed: int
     priority: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -33,6 +44,11 @@ class GenerationRequest:
             raise InferenceError(f"request {self.id} asks for {self.max_tokens} tokens; it needs 1 or more")
         if not 0 <= self.temperature < float("inf"):
             raise InferenceError(f"request {self.id} has temperature {self.temperature}; it needs 0 or more")
+        if not 0 <= self.min_tokens <= self.max_tokens or self.top_logprobs < 0:
+            raise InferenceError(
+                f"request {self.id} asks for {self.min_tokens} to {self.max_tokens} tokens and {self.top_logprobs} "
+                f"likeliest ones; none may be negative, nor the first above the second"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +56,7 @@ class Generation:
     """The tokens sampled for one request, the stop token included.
 
     ``logprobs[i]`` is that of ``token_ids[i]`` under the softmax it was drawn from; ``spans`` say which policy
-    version drew which tokens.
+    version drew which tokens. ``top_logprobs`` has an entry a token, empty where none was asked for.
 
     Raises:
         InferenceError: a logprob or a version is missing.
@@ -50,11 +66,26 @@ class Generation:
     logprobs: tuple[float, ...]
     spans: tuple[PolicySpan, ...]
     finish_reason: FinishReason
+    top_logprobs: tuple[TopTokens, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.logprobs) != len(self.token_ids):
             raise InferenceError(f"{len(self.token_ids)} tokens came with {len(self.logprobs)} logprobs")
         check_spans(self.spans, len(self.token_ids), "a generation")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """Some tokens of a generation, as they come: for each its logprob, policy version and likeliest alternatives.
+
+    ``finish_reason`` is set on the last.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    top_logprobs: tuple[TopTokens, ...]
+    finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True, slots=True)

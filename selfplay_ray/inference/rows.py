@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from selfplay_ray.inference.sampling import SamplingRow, sample
+from selfplay_ray.inference.requests import TopTokens
+from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
 
 LayerCaches = list[Any]
 """One mlx-lm cache a layer."""
@@ -22,11 +24,22 @@ LayerCaches = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence: the ``ticket`` the engine knows it by, and how its tokens are drawn."""
+    """One sequence: the ``ticket`` the engine knows it by, and how its tokens are drawn.
+
+    None of ``stop_token_ids`` is drawn among the first ``min_tokens``.
+    """
 
     ticket: int
     seed: int
     temperature: float
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    top: int = 0
+
+    def at(self, position: int) -> SamplingRow:
+        """How its token number ``position`` is drawn."""
+        banned = self.stop_token_ids if position < self.min_tokens else ()
+        return SamplingRow(self.seed, self.temperature, position, banned, self.top)
 
 
 @dataclass(slots=True)
@@ -44,7 +57,7 @@ class RowState:
     def advance(self) -> list[SamplingRow]:
         """How the next token of every row is drawn; counts it as drawn."""
         rows = zip(self.rows, self.drawn, strict=True)
-        now = [SamplingRow(row.seed, row.temperature, position) for row, position in rows]
+        now = [row.at(position) for row, position in rows]
         self.drawn = [position + 1 for position in self.drawn]
         return now
 
@@ -81,11 +94,25 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One batched draw: whose rows (by ticket), their logprobs float32[B], and the policy that drew them."""
+    """One batched draw: whose rows (by ticket), their logprobs float32[B], and the policy that drew them.
+
+    ``likeliest`` are tokens and logprobs [B, K], where any row asked for them; ``tops`` how many each asked for.
+    """
 
     tickets: tuple[int, ...]
     logprobs: mx.array
     version: int
+    tops: tuple[int, ...] = ()
+    likeliest: tuple[mx.array, mx.array] | None = None
+
+    def top_tokens(self) -> list[TopTokens]:
+        """The likeliest tokens of every row, as many as it asked for."""
+        if self.likeliest is None:
+            return [()] * len(self.tickets)
+        tokens = cast(list[list[int]], self.likeliest[0].tolist())
+        logprobs = cast(list[list[float]], self.likeliest[1].tolist())
+        rows = [zip(*row, strict=True) for row in zip(tokens, logprobs, strict=True)]
+        return [tuple(islice(row, top)) for row, top in zip(rows, self.tops, strict=True)]
 
 
 @dataclass(slots=True, eq=False)
@@ -113,9 +140,12 @@ class SampledModel:
         if self._logits is None or self._rows is None:
             raise RuntimeError("a draw without a forward pass before it")
         tickets = tuple(row.ticket for row in self._rows.rows)
-        tokens, logprobs = sample(self._logits, self._rows.advance())
-        mx.async_eval(tokens, logprobs)
-        self._draws.append(Draw(tickets, logprobs, self.version))
+        rows = self._rows.advance()
+        tokens, logprobs = sample(self._logits, rows)
+        tops = tuple(row.top for row in rows)
+        best = likeliest(self._logits, rows) if any(tops) else None
+        mx.async_eval(tokens, logprobs, *(best or ()))
+        self._draws.append(Draw(tickets, logprobs, self.version, tops, best))
         self._logits = self._rows = None
         return tokens
 

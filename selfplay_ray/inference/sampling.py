@@ -9,7 +9,7 @@ no running sum whose rounding would cut off the tail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -22,11 +22,16 @@ MASK64 = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """How one row is sampled: the ``position``-th draw of ``seed`` (64 bits), at ``temperature`` (0 is greedy)."""
+    """How one row is sampled: the ``position``-th draw of ``seed`` (64 bits), at ``temperature`` (0 is greedy).
+
+    ``banned`` tokens have probability 0; ``top`` of the likeliest are told beside the one drawn.
+    """
 
     seed: int
     temperature: float
     position: int
+    banned: Collection[int] = ()
+    top: int = 0
 
 
 def draw_key(seed: int, position: int) -> tuple[int, int]:
@@ -49,13 +54,38 @@ def sample(logits: mx.array, rows: Sequence[SamplingRow]) -> tuple[mx.array, mx.
         Tokens, int32[B], and log p(token), float32[B], under the softmax the token was drawn from (temperature
         applied). A greedy row's logprob is that of temperature 1.
     """
-    scaled = logits.astype(mx.float32)
-    if any(row.temperature not in (0.0, 1.0) for row in rows):
-        scaled = scaled / mx.array([row.temperature or 1.0 for row in rows])[:, None]
+    scaled = _scaled(logits, rows)
     weights, normalizer = softmax_weights(scaled)
     tokens = _choose(weights, rows)
     chosen = mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - normalizer
+
+
+def likeliest(logits: mx.array, rows: Sequence[SamplingRow]) -> tuple[mx.array, mx.array]:
+    """The tokens a row is most likely to draw, best first, and their logprobs: int32 and float32 [B, K].
+
+    K is the largest ``top`` of ``rows``; arguments and logprobs are those of ``sample``.
+    """
+    count = max(row.top for row in rows)
+    scaled = _scaled(logits, rows)
+    best = mx.argpartition(-scaled, count - 1, axis=-1)[:, :count]
+    values = mx.take_along_axis(scaled, best, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    normalizer = softmax_weights(scaled)[1]
+    tokens = mx.take_along_axis(best, order, axis=-1).astype(mx.int32)
+    return tokens, mx.take_along_axis(values, order, axis=-1) - normalizer[:, None]
+
+
+def _scaled(logits: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
+    """The logits each row is drawn from, float32[B, V]: at its temperature, without its banned tokens."""
+    scaled = logits.astype(mx.float32)
+    if any(row.temperature not in (0.0, 1.0) for row in rows):
+        scaled = scaled / mx.array([row.temperature or 1.0 for row in rows])[:, None]
+    size = scaled.shape[-1]
+    banned = [(index, token) for index, row in enumerate(rows) for token in row.banned if token < size]
+    if banned:
+        scaled[mx.array([row for row, _ in banned]), mx.array([token for _, token in banned])] = -mx.inf
+    return scaled
 
 
 def _choose(weights: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
