@@ -23,10 +23,14 @@ class RolloutWorker:
 
     async def connect(self, peers: Peers) -> None:
         client = await asyncio.to_thread(self.make_client, peers)
+        self._context.arena.configure(self._context.config)  # this process' copy
         judge = JudgeRouter(peers.judges) if peers.judges else client
 
         def send(report: Report) -> None:
-            peers.arena.report.remote(self._context.name, report)
+            try:
+                peers.arena.report.remote(self._context.name, report)
+            except Exception as error:  # what an episode left there may raise anything when it is pickled
+                raise TypeError(str(error.__cause__ or error)) from error  # without Ray's long account
 
         self._worker = EpisodeWorker(self._context.arena, client, judge, send)
 
