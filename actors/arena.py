@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,8 +12,8 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
 from selfplay_ray.coordinator import Coordinator, CreditedGroup
-from selfplay_ray.errors import SelfPlayError
-from selfplay_ray.messages import Report
+from selfplay_ray.errors import EpisodeError, SelfPlayError
+from selfplay_ray.messages import Orders, Report
 from selfplay_ray.runlog import RunLog
 
 HEARTBEAT_SECONDS = 1.0
@@ -83,14 +84,27 @@ class ArenaActor:
             if event:
                 event()
             orders, groups = self._coordinator.take_orders(), self._coordinator.take_groups()
+            for worker, order in orders.items():
+                self._send(worker, order)
         except (SelfPlayError, NotImplementedError) as error:
             self._failure = str(error)
             return
-        for worker, order in orders.items():
-            self._peers.workers[worker].accept.remote(order)  # a loss is noticed by the heartbeat
+        except BaseException:  # get_batch, score_group and credit may be somebody else's code
+            self._failure = traceback.format_exc().rstrip()
+            raise
         for credited in groups:
             self._putting += 1
             self._in_background(self._put(credited))
+
+    def _send(self, worker: str, orders: Orders) -> None:
+        """Whether they arrive, the heartbeat notices."""
+        try:
+            self._peers.workers[worker].accept.remote(orders)
+        except TypeError as error:
+            raise EpisodeError(
+                "a request can't be sent to another process; keep its artifact and meta plain: "
+                f"{error.__cause__ or error}"  # the cause, without Ray's long account
+            ) from error
 
     async def _put(self, credited: CreditedGroup) -> None:
         try:
