@@ -42,7 +42,13 @@ def ray_cluster() -> Iterator[None]:
         )  # else Ray leaves one in the home folder
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if own else None)
+        # "local", or Ray would join a cluster that happens to run on this machine.
+        ray.init(
+            "local" if own else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if own else None,
+        )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"Ray could not be {'started' if own else 'reached'}: {error}") from error
     try:
@@ -129,9 +135,17 @@ def get(reference: Any) -> Any:
     """``ray.get`` that raises our own errors as they were raised, without Ray's traceback around them."""
     try:
         return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, SelfPlayError):
-            raise error.cause from None
-        raise
     except RayError as error:
-        raise ClusterError(f"an actor was lost: {error}") from error
+        cause = _root_cause(error)
+        if isinstance(cause, SelfPlayError):
+            raise cause from None
+        if isinstance(cause, RayError):
+            raise ClusterError(f"an actor was lost: {' '.join(str(cause).split())}") from error
+        raise
+
+
+def _root_cause(error: Exception) -> Exception:
+    """What was raised first, where one actor called another that called another."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error

@@ -64,6 +64,7 @@ def _run(
             loggers.append(stack.enter_context(closing(wandb)))
         display.note("starting Ray")
         stack.enter_context(ray_cluster())
+        stack.enter_context(_terminable())  # once more, for Ray has put a handler of its own there
         display.note("starting the actors and loading the model")
         cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
         display.note("playing the first batch")

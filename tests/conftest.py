@@ -35,6 +35,7 @@ def ray_cluster() -> Iterator[str]:
 
     namespace = "selfplay-tests"
     ray.init(
+        "local",  # also where another cluster runs on this machine
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
