@@ -33,6 +33,7 @@ class Learner:
         settings = TrainerSettings.from_config(config)
         self._lora = settings.lora
         self._trainer = Trainer(resolve_model(config.model_path), settings)
+        self._roots = 0  # that were trained on
         self._generated = Meter()
         ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
 
@@ -43,6 +44,7 @@ class Learner:
         if lease is None:
             return None
         waited = time.monotonic() - started
+        self._roots += sum(group.roots for group in lease.groups)
         records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
         trained = self._trainer.train_step(records)
         self._publish()
@@ -63,10 +65,15 @@ class Learner:
         )
 
     def _next_lease(self) -> Lease | None:
-        """The next batch; when the arena is done, whatever is left; None when that is nothing."""
+        """The next batch; when the arena is done, whatever is left; None when that is nothing.
+
+        Groups are leased whole. What a step leases beyond its batch the next one asks less, so that a run of
+        groups of any size takes as many steps as it plays batches.
+        """
+        wanted = (self._trainer.version + 1) * self._config.batch_size - self._roots
         while True:
             status: ArenaStatus = ray.get(self._peers.arena.status.remote())
-            lease: Lease | None = ray.get(self._peers.queue.lease.remote(self._config.batch_size))
+            lease: Lease | None = ray.get(self._peers.queue.lease.remote(wanted))
             if lease is None and status.done:  # asked before the lease, so nothing came in between
                 leftover: Lease | None = ray.get(self._peers.queue.lease.remote(1))
                 return leftover
