@@ -1,0 +1,121 @@
+"""The loop in one process: an engine, an arena and a trainer, taking turns."""
+
+from __future__ import annotations
+
+import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
+
+# isort: split
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import write_tiny_model
+
+from selfplay_ray.arena import Arena
+from selfplay_ray.episode import EpisodeState, SingleTurnEpisode
+from selfplay_ray.errors import ErrorBudgetExceeded
+from selfplay_ray.inference.client import EngineClient
+from selfplay_ray.inference.engine import Engine
+from selfplay_ray.lora import LoRASettings
+from selfplay_ray.metrics import StepMetrics
+from selfplay_ray.rubric import Rubric
+from selfplay_ray.training.health import TrainMetrics
+from selfplay_ray.training.loop import simple_training_loop
+from selfplay_ray.training.trainer import Trainer, TrainerSettings
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
+
+
+def variety(rollout: Rollout, arena: Arena) -> dict[str, float]:
+    return {step.role_id: sum(step.completion_token_ids) % 11 / 10 for step in rollout.steps}
+
+
+class Speak(SingleTurnEpisode):
+    rubric = Rubric([variety])
+
+    def get_initial_role(self, artifact: object, state: EpisodeState) -> str:
+        return "Speaker"
+
+    def get_initial_prompt(self, arena: Arena, artifact: object, state: EpisodeState) -> str:
+        if artifact == "fails":
+            raise ValueError("the dice fell off the table")
+        return "Say something."
+
+
+class SpeakArena(Arena):
+    artifact: object = None
+    events: list[str]
+
+    def get_batch(self) -> list[EpisodeRequest]:
+        return [EpisodeRequest("speak", self.artifact)] * 8
+
+    async def on_train_start(self) -> None:
+        self.events = ["start"]
+
+    async def on_train_end(self) -> None:
+        self.events.append("end")
+
+
+@dataclass
+class Recording:
+    """A publisher that remembers which versions it passed on."""
+
+    engine: Engine
+    versions: list[int] = field(default_factory=list)
+
+    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        self.versions.append(version)
+        await self.engine.load_adapter(weights, version)
+
+
+def arena_on(engine: Engine) -> SpeakArena:
+    arena = SpeakArena(EngineClient.for_engine(engine))
+    arena.add_role(Role("Speaker", max_tokens=4))
+    arena.add_episode("speak", Speak())
+    return arena
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("loop") / "model")
+
+
+async def test_it_plays_trains_and_publishes_in_turns(model: Path):
+    settings = TrainerSettings(lora=LoRASettings(rank=2))
+    steps: list[StepMetrics] = []
+    with Engine(model, lora=settings.lora) as engine:
+        arena, publisher = arena_on(engine), Recording(engine)
+        trainer = Trainer(model, settings)
+        history = await simple_training_loop(arena, trainer, 2, publisher, steps.append)
+        assert engine.policy_version == 2
+    assert history == steps
+    assert publisher.versions == [0, 1, 2]
+    assert arena.events == ["start", "end"]
+    for number, metrics in enumerate(history, 1):
+        assert (metrics.step, metrics.version, metrics.finished, metrics.failed) == (number, number, 8, 0)
+        assert metrics.rewards["Speaker"].count == 8
+        assert metrics.staleness_max == 0
+        assert metrics.values["train/ratio_lag0"] < 1e-4
+        assert metrics.tokens_per_second > 0
+        assert metrics.values["train/grad_norm"] > 0
+
+
+class Still:
+    """A trainer that keeps the policy as it is."""
+
+    version = 0
+
+    def adapter(self) -> Mapping[str, np.ndarray]:
+        return {}
+
+    def train_step(self, records: Sequence[object]) -> TrainMetrics:
+        raise AssertionError("nothing was played")
+
+
+async def test_it_stops_when_too_many_episodes_fail(model: Path):
+    with Engine(model) as engine:
+        arena = arena_on(engine)
+        arena.artifact = "fails"
+        with pytest.raises(ErrorBudgetExceeded, match=r"(?s)3 of 3 episodes failed, .* the dice fell off"):
+            await simple_training_loop(arena, Still(), 1)
