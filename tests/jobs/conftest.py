@@ -1,0 +1,56 @@
+"""A tiny model, the command line as a person uses it, and the processes it leaves behind."""
+
+from __future__ import annotations
+
+import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
+
+# isort: split
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import REPOSITORY, end, family
+from tiny_model import write_tiny_model
+
+JOB = [sys.executable, str(REPOSITORY / "jobs" / "train_proposer_solver.py")]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer llama of random weights."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """That of a process which finds this working tree, and no cluster."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def launch(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the training job in a session of its own, as a shell does with a command."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*flags: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*JOB, *flags],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            for pid in family(process.pid):
+                end(pid)
+        process.communicate()

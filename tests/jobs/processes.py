@@ -1,0 +1,53 @@
+"""Who is whose child, and who is still there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def family(pid: int) -> set[int]:
+    """The process ``pid`` and all that descend from it, as far as their parents live."""
+    children: dict[int, list[int]] = {}
+    for child, parent in process_table():
+        children.setdefault(parent, []).append(child)
+    found, left = set(), [pid]
+    while left:
+        found.add(left[-1])
+        left += children.get(left.pop(), [])
+    return found
+
+
+def process_table() -> list[tuple[int, int]]:
+    """(process, parent) of everything that runs and is no zombie."""
+    return [(int(pid), int(parent)) for pid, parent, state, _ in _ps() if not state.startswith("Z")]
+
+
+def agents() -> set[int]:
+    """Ray's own agents, which outlive a raylet that was killed by a minute or so."""
+    return {int(pid) for pid, _, _, args in _ps() if args.startswith("ray::") and args.endswith("Agent")}
+
+
+def _ps() -> list[list[str]]:
+    command = ["ps", "-eo", "pid=,ppid=,stat=,args="]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [row for line in table.splitlines() if len(row := line.split(None, 3)) == 4]
+
+
+def alive(pids: set[int], seconds: float) -> set[int]:
+    """Those of ``pids`` that don't go away within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while (left := pids & {pid for pid, _ in process_table()}) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
