@@ -1,0 +1,212 @@
+"""Several HTTP endpoints that serve the same: who gets the next request, who is left alone, what is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import openai
+
+from selfplay_ray.errors import ConfigError, InferenceError
+
+T = TypeVar("T")
+
+IMBALANCE = 8
+"""How many more requests than the idlest an endpoint may have before those of one prompt are spread."""
+CONNECT_SECONDS = 10.0
+RETRYABLE = (408, 429)  # and all of 5xx
+KEYLESS = "none"  # openai's client wants a key even where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySettings:
+    """At most ``attempts``, all within ``deadline`` seconds; waits between them grow from ``first_delay`` to
+    ``longest_delay`` seconds, each times a random number from 0.5 to 1.
+
+    Raises:
+        ConfigError: a number that leaves no attempt, or no time for it.
+    """
+
+    attempts: int = 5
+    deadline: float = 600.0
+    first_delay: float = 0.5
+    longest_delay: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or min(self.deadline, self.longest_delay) <= 0 or self.first_delay < 0:
+            raise ConfigError(
+                f"with {self} nothing can be asked; attempts, deadline and delays must be above 0"
+            )
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after the ``failures``-th failure."""
+        longest = min(self.longest_delay, self.first_delay * 2.0 ** (failures - 1))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients don't come back all at once
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One server: its address up to ``/v1``, how many requests it is answering, and until when to leave it alone."""
+
+    url: str
+    api_key: str
+    in_flight: int = 0
+    failures: int = 0
+    resting_until: float = 0.0
+    _clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """This event loop's client, with its pool of connections: a connection belongs to a loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            # Retries are ours, because they may go to another endpoint.
+            self._clients[loop] = openai.AsyncOpenAI(base_url=self.url, api_key=self.api_key, max_retries=0)
+        return self._clients[loop]
+
+    @property
+    def resting(self) -> bool:
+        return time.monotonic() < self.resting_until
+
+    def rest(self, seconds: float) -> None:
+        self.resting_until = max(self.resting_until, time.monotonic() + seconds)
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+
+Failure = openai.APIStatusError | openai.APIConnectionError
+Ask = Callable[[Endpoint, openai.Timeout], Awaitable[T]]
+
+
+class Endpoints:
+    """Spreads requests over ``urls``: to the one that knows the prompt, unless it is far busier, and none that is sick.
+
+    An endpoint that fails is left alone for a while, the longer the more often it fails in a row; when all are,
+    the one whose time is up first is asked again.
+
+    Raises:
+        ConfigError: there are no urls, or one isn't an address.
+    """
+
+    def __init__(self, urls: Sequence[str], api_key: str = "", retry: RetrySettings | None = None) -> None:
+        if not urls:
+            raise ConfigError("an OpenAI client needs the address of at least one endpoint")
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ConfigError(f"{url!r} is no endpoint: give an address like http://127.0.0.1:8000/v1")
+        self.endpoints = [Endpoint(url.rstrip("/"), api_key or KEYLESS) for url in urls]
+        self.retry = retry or RetrySettings()
+
+    async def ask(self, ask: Ask[T], affinity: object = None) -> T:
+        """The result of ``ask`` at one endpoint, and after failures that may pass at another, or later.
+
+        Requests of equal ``affinity`` prefer the same endpoint.
+
+        Raises:
+            InferenceError: it failed for good, or too often, or took too long.
+        """
+        try:
+            async with asyncio.timeout(self.retry.deadline):
+                return await self._until_answered(ask, affinity)
+        except TimeoutError:
+            raise InferenceError(
+                f"no answer within {self.retry.deadline:g} s from {self._names()}; "
+                f"raise the deadline, or ask for fewer tokens at once"
+            ) from None
+
+    def choose(self, affinity: object) -> Endpoint:
+        """Who should get a request now."""
+        healthy = [endpoint for endpoint in self.endpoints if not endpoint.resting]
+        if not healthy:
+            return min(self.endpoints, key=lambda endpoint: endpoint.resting_until)
+        idlest = min(healthy, key=lambda endpoint: endpoint.in_flight)
+        if affinity is None:
+            return idlest
+        preferred = healthy[hash(affinity) % len(healthy)]
+        return preferred if preferred.in_flight <= idlest.in_flight + IMBALANCE else idlest
+
+    async def aclose(self) -> None:
+        for endpoint in self.endpoints:
+            await endpoint.aclose()
+
+    async def _until_answered(self, ask: Ask[T], affinity: object) -> T:
+        attempt = 1
+        while True:
+            endpoint = self.choose(affinity)
+            try:
+                return await self._ask(endpoint, ask)
+            except (openai.APIStatusError, openai.APIConnectionError) as error:
+                if not is_retryable(error):
+                    raise InferenceError(_sentence(endpoint, error)) from error
+                if attempt == self.retry.attempts:
+                    sentence = f"{_sentence(endpoint, error)} (the last of {attempt} attempts)"
+                    raise InferenceError(sentence) from error
+                self._leave_alone(endpoint, attempt, error)
+            attempt += 1
+            await asyncio.sleep(self._until_somebody_is_well())
+
+    def _until_somebody_is_well(self) -> float:
+        """Seconds."""
+        soonest = min(endpoint.resting_until for endpoint in self.endpoints)
+        return max(0.0, soonest - time.monotonic())
+
+    async def _ask(self, endpoint: Endpoint, ask: Ask[T]) -> T:
+        endpoint.in_flight += 1
+        try:
+            answer = await ask(endpoint, openai.Timeout(self.retry.deadline, connect=CONNECT_SECONDS))
+        finally:
+            endpoint.in_flight -= 1
+        endpoint.failures, endpoint.resting_until = 0, 0.0
+        return answer
+
+    def _leave_alone(self, endpoint: Endpoint, attempt: int, error: Failure) -> None:
+        """For as long as it asks for, or the longer the more often it has failed."""
+        busy = isinstance(error, openai.APIStatusError) and error.status_code == 429
+        endpoint.failures += not busy
+        seconds = self.retry.delay(attempt if busy else max(attempt, endpoint.failures))
+        endpoint.rest(max(seconds, retry_after(error)))
+
+    def _names(self) -> str:
+        return ", ".join(endpoint.url for endpoint in self.endpoints)
+
+
+def is_retryable(error: Failure) -> bool:
+    """Whether the same request may succeed later, or elsewhere: it is seeded, so twice does no harm."""
+    if isinstance(error, openai.APIConnectionError):  # a time-out is one
+        return True
+    return error.status_code in RETRYABLE or error.status_code >= 500
+
+
+def retry_after(error: Failure) -> float:
+    """Seconds for which the server asks to be left alone; 0 if it doesn't, or doesn't say it in seconds."""
+    if isinstance(error, openai.APIConnectionError):
+        return 0.0
+    try:
+        return max(0.0, min(float(error.response.headers.get("retry-after", 0)), 3600.0))
+    except ValueError:  # a date
+        return 0.0
+
+
+def _sentence(endpoint: Endpoint, error: Failure) -> str:
+    if isinstance(error, openai.APIStatusError):
+        return f"{endpoint.url} answered {error.status_code}: {_reason(error)}"
+    return f"{endpoint.url} can't be reached: {error.__cause__ or error}"
+
+
+def _reason(error: openai.APIStatusError) -> str:
+    """The server's own sentence."""
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"])
+    return error.message
