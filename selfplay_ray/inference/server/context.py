@@ -1,0 +1,61 @@
+"""What every route works with: the models, their tokenizer, the queue in front of them, and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from selfplay_ray.inference.chat import ChatTokenizer
+from selfplay_ray.inference.server.errors import APIError, bad_request
+from selfplay_ray.inference.server.metrics import RequestMetrics
+from selfplay_ray.inference.server.served import ServedModels
+
+
+@dataclass(slots=True)
+class Queue:
+    """Counts the generations that run or wait, and says when there is no room for more."""
+
+    limit: int
+    taken: int = 0
+
+    def check(self, wanted: int) -> None:
+        """Raise APIError unless ``wanted`` more fit: 429, or 400 if they never will."""
+        if wanted > self.limit:
+            raise bad_request(
+                f"the request asks for {wanted} generations; this server holds {self.limit} at once"
+            )
+        if self.taken + wanted > self.limit:
+            raise APIError(
+                429,
+                f"{self.taken} generations run or wait, and this server holds {self.limit}; try again in a moment",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take one place as long as this lasts."""
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerContext:
+    models: ServedModels
+    chat: ChatTokenizer
+    queue: Queue
+    metrics: RequestMetrics
+
+
+def _context(request: Request) -> ServerContext:
+    return cast(ServerContext, request.app.state.context)
+
+
+Context = Annotated[ServerContext, Depends(_context)]

@@ -1,0 +1,109 @@
+"""Who may ask, how much, and what happens to those who leave before they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from server_running import Running, running_server
+
+from selfplay_ray.inference.server.app import ServerLimits
+
+LONG = {"model": "tiny", "prompt": [5, 6], "max_tokens": 1000, "ignore_eos": True}
+SHORT = {"model": "tiny", "prompt": [5, 6], "max_tokens": 2}
+
+
+def until_running(server: Running, count: int) -> None:
+    """Wait until that many requests are in the batch; the server must get there."""
+    deadline = time.monotonic() + 20
+    while (stats := server.engine.stats()).running + stats.waiting != count:
+        assert time.monotonic() < deadline, f"{stats} instead of {count}"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("body", [LONG, {**LONG, "n": 3}, {**LONG, "stop": "never said"}])
+def test_hanging_up_frees_the_place(server: Running, body: dict[str, object]):
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asked = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=body))
+            await asyncio.to_thread(until_running, server, body.get("n", 1))
+            asked.cancel()
+
+    asyncio.run(leave())
+    until_running(server, 0)
+
+
+def test_leaving_a_stream_frees_the_place(server: Running):
+    body = {**LONG, "stream": True, "n": 2}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: {")
+        until_running(server, 2)
+    until_running(server, 0)
+    assert server.post("/v1/completions", SHORT).status_code == 200
+
+
+def test_a_full_queue_says_so(tiny: Path):
+    with (
+        running_server(tiny, limits=ServerLimits(generations=2), batch=1) as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(server.post, "/v1/completions", {**LONG, "n": 2, "max_tokens": 300})
+        until_running(server, 2)
+        full = server.post("/v1/completions", SHORT)
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+        assert full.json()["error"]["type"] == "rate_limit_error"
+        assert full.headers["retry-after"] == "1"
+        assert server.post("/v1/completions", {**SHORT, "n": 3}).status_code == 400  # would never fit
+        assert first.result().status_code == 200
+        assert server.post("/v1/completions", SHORT).status_code == 200
+
+
+def test_only_who_has_the_key_is_served(tiny: Path):
+    with running_server(tiny, api_key="sésame") as server:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sésame"}):
+            given = {name: value.encode() for name, value in headers.items()}
+            for method, path in (
+                ("GET", "/v1/models"),
+                ("GET", "/metrics"),
+                ("POST", "/v1/load_lora_adapter"),
+            ):
+                refused = httpx.request(method, server.url + path, headers=given)
+                assert refused.status_code == 401
+                assert refused.json()["error"]["code"] == "invalid_api_key"
+        assert server.get("/health").status_code == 200
+        key = {"Authorization": "Bearer sésame".encode()}
+        assert httpx.get(f"{server.url}/v1/models", headers=key).status_code == 200
+
+
+def test_what_is_too_large_is_refused(tiny: Path):
+    with running_server(tiny, limits=ServerLimits(request_bytes=1000, adapter_bytes=2000)) as server:
+        large = server.post("/v1/completions", {**SHORT, "prompt": "x" * 1000})
+        assert (large.status_code, large.json()["error"]["type"]) == (413, "invalid_request_error")
+        assert server.post("/v1/load_lora_adapter", {"lora_name": "x" * 1500}).status_code == 400
+        assert server.post("/v1/load_lora_adapter", {"lora_name": "x" * 2500}).status_code == 413
+
+        def parts():  # a body that doesn't say how long it is
+            for _ in range(20):
+                yield b" " * 100
+
+        unannounced = httpx.post(
+            f"{server.url}/v1/completions", content=parts(), headers={"Content-Type": "application/json"}
+        )
+        assert unannounced.status_code == 413
+
+
+def test_an_engine_that_stopped_is_told(tiny: Path):
+    with running_server(tiny) as server:
+        server.engine.close()
+        for answer in (server.get("/health"), server.post("/v1/completions", SHORT)):
+            assert answer.status_code == 503
+            assert "was closed" in answer.json()["error"]["message"]
+        streamed = server.post("/v1/completions", {**SHORT, "stream": True})
+        first, done = [line for line in streamed.text.splitlines() if line]
+        assert '"type":"server_error"' in first
+        assert done == "data: [DONE]"
