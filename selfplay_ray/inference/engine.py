@@ -129,7 +129,8 @@ class Engine:
                 yield item
             item.result()
         finally:
-            self._commands.put(_Cancel(future))
+            if not future.done():
+                self._commands.put(_Cancel(future))
 
     def check_fits(self, request: GenerationRequest) -> None:
         """Raise InferenceError if the model can't take ``request``."""
