@@ -10,11 +10,12 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError
 
+from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
-from selfplay_ray.coordinator import Coordinator, CreditedGroup
-from selfplay_ray.errors import EpisodeError, SelfPlayError
-from selfplay_ray.messages import Orders, Report
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.errors import ClusterError, ConfigError, EpisodeError, SelfPlayError
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.scheduling.coordinator import Coordinator, CreditedGroup
+from selfplay_ray.scheduling.messages import Orders, Report
 
 HEARTBEAT_SECONDS = 1.0
 UNFINISHED_SHOWN = 5
@@ -27,7 +28,7 @@ class ArenaActor:
         self._coordinator = Coordinator(context.arena, context.config)
         self._arena = context.arena
         self._log = RunLog(context.run_folder)
-        self._failure: str | None = None
+        self._failure: SelfPlayError | None = None
         self._putting = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -45,6 +46,10 @@ class ArenaActor:
     async def report(self, worker: str, report: Report) -> None:
         """Take in what a worker reports."""
         self._pump(lambda: self._coordinator.handle(worker, report))
+
+    async def fail(self, reason: str) -> None:
+        """A peer can't go on."""
+        self._fail(ClusterError(reason))
 
     async def advance(self, version: int) -> None:
         """The engines sample with ``version`` from now on."""
@@ -86,11 +91,14 @@ class ArenaActor:
             orders, groups = self._coordinator.take_orders(), self._coordinator.take_groups()
             for worker, order in orders.items():
                 self._send(worker, order)
-        except (SelfPlayError, NotImplementedError) as error:
-            self._failure = str(error)
+        except SelfPlayError as error:
+            self._fail(error)
+            return
+        except NotImplementedError as error:
+            self._fail(ConfigError(str(error)))
             return
         except BaseException:  # get_batch, score_group and credit may be somebody else's code
-            self._failure = traceback.format_exc().rstrip()
+            self._fail(ClusterError(f"the run stopped:\n{traceback.format_exc().rstrip()}"))
             raise
         for credited in groups:
             self._putting += 1
@@ -107,13 +115,9 @@ class ArenaActor:
             ) from error
 
     async def _put(self, credited: CreditedGroup) -> None:
-        try:
-            self._log.write_results(credited.batch, credited.results)
-            await self._peers.queue.put.remote(credited.group)
-        except (SelfPlayError, RayActorError) as error:
-            self._failure = self._failure or f"group {credited.group.id} could not be kept: {error}"
-        finally:
-            self._putting -= 1
+        self._log.write_results(credited.batch, credited.results)
+        await self._peers.queue.put.remote(credited.group)
+        self._putting -= 1
 
     async def _watch(self, worker: str) -> None:
         """Notice when ``worker`` is lost, and give it work again when it is back."""
@@ -136,9 +140,22 @@ class ArenaActor:
         """``worker`` won't come back; the run goes on as long as there is another."""
         self._pump(lambda: self._coordinator.scheduler.remove_worker(worker))
         if not self._coordinator.scheduler.workers:
-            self._failure = f"the last rollout worker, {worker}, died and isn't restarted: {died}"
+            self._fail(ClusterError(f"the last rollout worker, {worker}, died and isn't restarted: {died}"))
 
     def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)  # asyncio itself keeps no strong reference
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._settle)
+
+    def _settle(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            cause = root_cause(error)
+            self._fail(
+                cause if isinstance(cause, SelfPlayError) else ClusterError(f"the run stopped: {cause!r}")
+            )
+
+    def _fail(self, error: SelfPlayError) -> None:
+        """The run can't go on; the first reason is the one that is told."""
+        self._failure = self._failure or error

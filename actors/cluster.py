@@ -9,16 +9,17 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
+from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
 from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
-from selfplay_ray.errors import ClusterError, SelfPlayError
+from selfplay_ray.errors import ClusterError
 
 
 @contextlib.contextmanager
@@ -129,23 +130,3 @@ class Cluster:
         context = ActorContext(name, self._config, self._arena, self._folder)
         self._actors[name] = ray.remote(spec.cls).options(**spec.options()).remote(context)
         return self._actors[name]
-
-
-def get(reference: Any) -> Any:
-    """``ray.get`` that raises our own errors as they were raised, without Ray's traceback around them."""
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        cause = _root_cause(error)
-        if isinstance(cause, SelfPlayError):
-            raise cause from None
-        if isinstance(cause, RayError):
-            raise ClusterError(f"an actor was lost: {' '.join(str(cause).split())}") from error
-        raise
-
-
-def _root_cause(error: Exception) -> Exception:
-    """What was raised first, where one actor called another that called another."""
-    while isinstance(error, RayTaskError):
-        error = error.cause
-    return error

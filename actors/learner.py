@@ -9,10 +9,10 @@ import ray
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
 from selfplay_ray.inference.requests import EngineStats
 from selfplay_ray.lora import save_adapter
-from selfplay_ray.metrics import StepMetrics, step_metrics
 from selfplay_ray.models import resolve_model
 from selfplay_ray.replay import Lease, fresh_records
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1

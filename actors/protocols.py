@@ -2,7 +2,8 @@
 
 Every class is made with an :class:`ActorContext` and then, when all actors stand, connected with
 :class:`Peers`: handles of all of them. Methods are called through Ray; those of a class with ``async`` methods
-run on one event loop, and none may wait for another actor's *episodes* inside a call (see ``messages.py``).
+run on one event loop, and none may wait for another actor's *episodes* inside a call (see
+``selfplay_ray/scheduling/messages.py``).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
+from selfplay_ray.errors import SelfPlayError
 from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
-from selfplay_ray.messages import Orders, Report
-from selfplay_ray.metrics import StepMetrics
 from selfplay_ray.replay import Lease
+from selfplay_ray.runlog.metrics import StepMetrics
+from selfplay_ray.scheduling.messages import Orders, Report
 from selfplay_ray.types import Completion, ModelCall, RolloutGroup
 
 Handle = Any  # ray.actor.ActorHandle, whose methods Ray makes up
@@ -58,7 +60,7 @@ class ArenaStatus:
     failed: int
     in_flight: int
     done: bool
-    failure: str | None = None
+    failure: SelfPlayError | None = None
     unfinished: list[str] = field(default_factory=list)
 
 
@@ -74,6 +76,8 @@ class ArenaProtocol(ConnectedActor, Protocol):
     async def start(self) -> None: ...
 
     async def report(self, worker: str, report: Report) -> None: ...
+
+    async def fail(self, reason: str) -> None: ...
 
     async def advance(self, version: int) -> None: ...
 

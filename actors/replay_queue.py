@@ -6,7 +6,7 @@ import ray
 
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.replay import Lease, ReplayBuffer
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.types import RolloutGroup
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
+from ray.exceptions import RayTaskError
+
+from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.actors.routing import EngineRouter, JudgeRouter
 from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.client import EngineClient
-from selfplay_ray.messages import Orders, Report
 from selfplay_ray.models import resolve_model
 from selfplay_ray.runtime import ModelClient
-from selfplay_ray.worker import EpisodeWorker
+from selfplay_ray.scheduling.messages import Orders, Report
+from selfplay_ray.scheduling.worker import EpisodeWorker
 
 
 class RolloutWorker:
@@ -20,6 +24,7 @@ class RolloutWorker:
     def __init__(self, context: ActorContext) -> None:
         self._context = context
         self._worker: EpisodeWorker | None = None
+        self._confirmations: set[asyncio.Future[None]] = set()
 
     async def connect(self, peers: Peers) -> None:
         client = await asyncio.to_thread(self.make_client, peers)
@@ -28,11 +33,22 @@ class RolloutWorker:
 
         def send(report: Report) -> None:
             try:
-                peers.arena.report.remote(self._context.name, report)
+                sent = peers.arena.report.remote(self._context.name, report)
             except Exception as error:  # what an episode left there may raise anything when it is pickled
                 raise TypeError(str(error.__cause__ or error)) from error  # without Ray's long account
+            confirmation = asyncio.ensure_future(self._confirm(sent, peers))
+            self._confirmations.add(confirmation)
+            confirmation.add_done_callback(self._confirmations.discard)
 
         self._worker = EpisodeWorker(self._context.arena, client, judge, send)
+
+    async def _confirm(self, sent: Awaitable[None], peers: Peers) -> None:
+        """See that a report was read: what can be pickled can't always be unpickled, and nobody else would know."""
+        try:
+            await sent
+        except RayTaskError as error:
+            reason = f"a report of {self._context.name} could not be read by the arena: {root_cause(error)!r}"
+            peers.arena.fail.remote(reason)
 
     def make_client(self, peers: Peers) -> ModelClient:
         """What answers the roles. Takes a second: it reads the tokenizer."""

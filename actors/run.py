@@ -12,16 +12,17 @@ from types import FrameType
 
 import ray
 
-from selfplay_ray.actors.cluster import Cluster, get, ray_cluster
+from selfplay_ray.actors.cluster import Cluster, ray_cluster
+from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
-from selfplay_ray.display import Display, summary
 from selfplay_ray.errors import ClusterError
-from selfplay_ray.metrics import MetricLogger, StepMetrics
 from selfplay_ray.models import resolve_model
-from selfplay_ray.runlog import RunLog
-from selfplay_ray.wandb_logger import wandb_logger
+from selfplay_ray.runlog.display import Display, summary
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.metrics import MetricLogger, StepMetrics
+from selfplay_ray.runlog.wandb_logger import wandb_logger
 
 STATUS_SECONDS = 0.5
 
@@ -49,6 +50,7 @@ def train(
     finally:
         if history:
             sys.stdout.write(summary(history) + "\n")
+        log.discard_if_nothing_was_played()
     return history
 
 
@@ -90,7 +92,7 @@ def _steps(cluster: Cluster, config: RunConfig) -> Iterator[StepMetrics]:
 def _check(cluster: Cluster, deadline: float, timeout: float) -> None:
     status = cluster.status()
     if status.failure is not None:
-        raise ClusterError(f"the run stopped: {status.failure}")
+        raise status.failure
     if time.monotonic() > deadline:
         waiting = "; ".join(status.unfinished) or "nothing in flight"
         raise ClusterError(

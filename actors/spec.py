@@ -40,6 +40,11 @@ class ActorSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.cls, type):
             raise ConfigError(f"ActorSpec.cls is {self.cls!r}; give a class, not an instance or a name")
+        if not hasattr(self.cls, "connect"):
+            raise ConfigError(
+                f"{self.cls.__name__} has no method connect(peers); see selfplay_ray/actors/protocols.py for what "
+                "the cluster asks of an actor"
+            )
         if self.count < 0:
             raise ConfigError(f"ActorSpec of {self.cls.__name__} has count {self.count}; give 0 or more")
 

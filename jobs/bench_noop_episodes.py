@@ -15,7 +15,8 @@ from pathlib import Path
 import ray
 
 from selfplay_ray.actors.arena import ArenaActor
-from selfplay_ray.actors.cluster import get, ray_cluster
+from selfplay_ray.actors.cluster import ray_cluster
+from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
 from selfplay_ray.actors.replay_queue import ReplayQueue
 from selfplay_ray.actors.rollout_worker import RolloutWorker

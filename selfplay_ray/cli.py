@@ -18,11 +18,13 @@ TRAIN_PREFIX = "train_"
 USAGE = """\
 usage: selfplay train TASK [flags]
        selfplay bench [NAME ...] [--json] [--repeats N]
+       selfplay serve [--model MODEL] [flags]
        selfplay --version
 
 train   Train by self-play on TASK: {tasks}.
         selfplay train TASK --help lists its flags, --dry-run shows what they come to.
 bench   Run the benchmarks named, or all of them.
+serve   Serve a model over HTTP, in vLLM's dialect of OpenAI's API.
 """
 
 
@@ -44,12 +46,14 @@ def _dispatch(argv: Sequence[str]) -> int:
             return _train(rest)
         case "bench":
             return _job("benchmark")(rest)
+        case "serve":
+            return _job("serve")(rest)
         case "--version":
             sys.stdout.write(f"selfplay-ray {selfplay_ray.__version__}\n")
         case "-h" | "--help":
             sys.stdout.write(USAGE.format(tasks=", ".join(tasks()) or "none yet"))
         case _:
-            raise ConfigError(f"unknown command {command!r}; known: train, bench, --version, --help")
+            raise ConfigError(f"unknown command {command!r}; known: train, bench, serve, --version, --help")
     return 0
 
 

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class RunConfig(BaseModel):
     """Everything a training run can be told. A task adds its own fields in a subclass."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the run and of its folder; made from the task and the time when empty."""

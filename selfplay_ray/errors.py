@@ -20,6 +20,10 @@ SelfPlayError
 The message is one sentence that names what, which and what to do about it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class SelfPlayError(Exception):
     """Base of every error raised on purpose by selfplay-ray."""
@@ -44,9 +48,14 @@ class BLASError(SelfPlayError):
 class UnknownNameError(SelfPlayError):
     """A role, episode type or store was named that nobody registered."""
 
-    def __init__(self, kind: str, name: str, known: object) -> None:
-        names = ", ".join(sorted(str(k) for k in known)) if isinstance(known, dict | list | set) else ""
-        super().__init__(f"unknown {kind} {name!r}; known: {names or 'none yet'}")
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(
+            kind, name, sorted(known)
+        )  # what it is made of, so that it travels between processes
+        self.kind, self.name, self.known = kind, name, sorted(known)
+
+    def __str__(self) -> str:
+        return f"unknown {self.kind} {self.name!r}; known: {', '.join(self.known) or 'none yet'}"
 
 
 class EpisodeError(SelfPlayError):

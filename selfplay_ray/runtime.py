@@ -60,11 +60,11 @@ class LocalRuntime:
 
     def __init__(self, arena: Arena, client: ModelClient, judge: ModelClient | None = None) -> None:
         self._arena = arena
-        self._client = client
+        self.client = client
         self._judge = judge or client
 
     async def complete(self, call: ModelCall) -> Completion:
-        return await (self._judge if call.role_id is None else self._client).complete(call)
+        return await (self._judge if call.role_id is None else self.client).complete(call)
 
     async def run(
         self, requests: Sequence[EpisodeRequest], parent: ParentCall | None
@@ -72,7 +72,7 @@ class LocalRuntime:
         return await asyncio.gather(*(self._run_one(request) for request in requests))
 
     def get_policy_version(self) -> int:
-        return self._client.get_policy_version()
+        return self.client.get_policy_version()
 
     async def _run_one(self, request: EpisodeRequest) -> GenerateResult:
         request = self._arena.resolve_artifact(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from selfplay_ray.types import Completion, Message, ModelCall, PolicySpan
 
@@ -35,6 +35,10 @@ class MockInferenceClient:
             spans=(PolicySpan(0, len(tokens), self.version),),
             finish_reason="stop",
         )
+
+    async def load_adapter(self, weights: Mapping[str, object], version: int) -> None:
+        """Take note of the version; there is nothing that weights would change."""
+        self.version = version
 
     def get_policy_version(self) -> int:
         return self.version

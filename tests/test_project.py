@@ -110,7 +110,9 @@ def test_every_core_module_imports_without_ray():
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("module", ["selfplay_ray", "selfplay_ray.arena", "selfplay_ray.coordinator"])
+@pytest.mark.parametrize(
+    "module", ["selfplay_ray", "selfplay_ray.arena", "selfplay_ray.scheduling.coordinator"]
+)
 def test_the_core_without_a_model_loads_no_mlx(module: str):
     script = f"import sys, {module}; print('mlx.core' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from selfplay_ray.errors import InferenceError
 from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.runtime import ModelClient
@@ -14,11 +17,14 @@ if TYPE_CHECKING:
     from selfplay_ray.inference.engine import Engine
 
 
+LoadAdapter = Callable[[Mapping[str, np.ndarray], int], Awaitable[None]]
+
+
 class EngineClient(ModelClient):
     """A client of engines that take tokens, in this process or behind actors.
 
     ``generate`` runs one request; ``policy_version`` tells the weights in use. ``max_tokens`` bounds a reply
-    whose call sets no bound.
+    whose call sets no bound. ``load_adapter`` gives an engine in this process new weights.
     """
 
     def __init__(
@@ -27,17 +33,32 @@ class EngineClient(ModelClient):
         generate: Callable[[GenerationRequest], Awaitable[Generation]],
         policy_version: Callable[[], int],
         max_tokens: int,
+        load_adapter: LoadAdapter | None = None,
     ) -> None:
         self._chat = chat
         self._generate = generate
         self._policy_version = policy_version
         self._max_tokens = max_tokens
+        self._load_adapter = load_adapter
 
     @classmethod
     def for_engine(cls, engine: Engine, max_tokens: int = 256) -> EngineClient:
         """A client of an engine in this process."""
         chat = ChatTokenizer(engine.model_path)
-        return cls(chat, engine.generate, lambda: engine.policy_version, max_tokens)
+        return cls(chat, engine.generate, lambda: engine.policy_version, max_tokens, engine.load_adapter)
+
+    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        """Give the engine in this process new weights.
+
+        Raises:
+            AdapterError: they don't fit.
+            InferenceError: this client's engines get theirs from a broadcaster.
+        """
+        if self._load_adapter is None:
+            raise InferenceError(
+                "this client's engines are given new weights by a broadcaster, not by the client"
+            )
+        await self._load_adapter(weights, version)
 
     async def complete(self, call: ModelCall) -> Completion:
         prompt, extended = self._chat.encode(call.messages, call.prefix)

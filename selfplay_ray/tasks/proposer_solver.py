@@ -10,8 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.credit import GRPOCredit
@@ -20,34 +19,34 @@ from selfplay_ray.rubric import Rubric
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Message, Role, Rollout
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-QUESTION = re.compile(r"(?<!\d)(\d{1,3}) ?([-+*]) ?(\d{1,3})(?!\d)")
+QUESTION = re.compile(r"[^\d]*?(\d{1,3}) ?([-+*]) ?(\d{1,3})(?!\d)[^\d]*")
 NUMBER = re.compile(r"-?\d+")
-DUPLICATE_PENALTY = 0.5
 REQUEST = "Repeat with other numbers: "
+RIGHT = 0.4  # the least reward of a right answer
+DUPLICATE_PENALTY = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     left: int
-    operator: str
+    symbol: str
     right: int
 
     @classmethod
     def parse(cls, text: str) -> Question | None:
-        """The one question in ``text``; None if there is none, or more than one."""
-        found = QUESTION.findall(text)
-        return cls(int(found[0][0]), found[0][1], int(found[0][2])) if len(found) == 1 else None
+        """The question in ``text``, of two numbers and no more; an answer it may give after "=" is ignored."""
+        found = QUESTION.fullmatch(text.partition("=")[0])
+        return cls(int(found[1]), found[2], int(found[3])) if found else None
 
     @property
     def answer(self) -> int:
-        return int(OPERATORS[self.operator](self.left, self.right))
+        return int(OPERATORS[self.symbol](self.left, self.right))
 
     def resembles(self, other: Question) -> bool:
         """Whether it is the same question, or the same with its numbers swapped."""
-        return self.operator == other.operator and {self.left, self.right} == {other.left, other.right}
+        return other in (self, Question(self.right, self.symbol, self.left))
 
     def __str__(self) -> str:
-        return f"{self.left} {self.operator} {self.right}"
+        return f"{self.left} {self.symbol} {self.right}"
 
 
 def solver_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
@@ -55,12 +54,10 @@ def solver_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
     1 for saying nothing beyond the equation or the answer."""
     text, question = rollout.steps[0].completion_text, rollout.artifact
     numbers = NUMBER.findall(text)
-    if not numbers:
-        return {"Solver": 0.0}
-    if int(numbers[-1]) != question.answer:
-        return {"Solver": 0.1}
+    if not numbers or int(numbers[-1]) != question.answer:
+        return {"Solver": 0.1 if numbers else 0.0}
     exact = text.strip().rstrip(".").removeprefix(f"{question} = ") == str(question.answer)
-    return {"Solver": 1.0 if exact else 0.4}
+    return {"Solver": 1.0 if exact else RIGHT}
 
 
 def proposer_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
@@ -89,8 +86,7 @@ class ProposeEpisode(Episode):
         shown, answered, asked = artifact
         example = [Message(role="user", content=REQUEST + shown), Message(role="assistant", content=answered)]
         messages = arena.role("Proposer").build_messages(REQUEST + asked, example)
-        reply = await self.call_model("Proposer", messages, arena)
-        question = Question.parse(reply.text)
+        question = Question.parse((await self.call_model("Proposer", messages, arena)).text)
         state.data["question"] = question
         if question is not None:
             requests = [EpisodeRequest("solve", question)] * self.n_solver_rollouts
@@ -98,13 +94,15 @@ class ProposeEpisode(Episode):
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
-        passed = [child.rewards.get("Solver", 0.0) >= 0.4 for child in state.child_results]
-        pass_rate = sum(passed) / len(passed) if passed else None
-        return {"question": state.data["question"], "pass_rate": pass_rate}
+        passed = [child.rewards.get("Solver", 0.0) >= RIGHT for child in state.child_results]
+        return {
+            "question": state.data["question"],
+            "pass_rate": sum(passed) / len(passed) if passed else None,
+        }
 
 
 class ProposerSolverArena(Arena):
-    """``batch_size`` Proposers a step, each shown an example of its own so that they start out different."""
+    """``batch_size`` Proposers a step, each shown examples of its own so that they start out different."""
 
     def __init__(self, batch_size: int, n_solver_rollouts: int = 8, **options: Any) -> None:
         options.setdefault("credit_assigner", GRPOCredit(normalize=True))
@@ -123,10 +121,12 @@ class ProposerSolverArena(Arena):
         return f"{self.rng.randint(1, largest)} + {self.rng.randint(1, largest)}"
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:
-        questions = [result.rollout.extras.get("question") for result in results]
-        for index, (result, question) in enumerate(zip(results, questions, strict=True)):
-            others = [other for number, other in enumerate(questions) if number != index]
+        """A Proposer pays for the share of the others that asked the same."""
+        asked = {result.rollout.id: result.rollout.extras.get("question") for result in results}
+        for result in results:
+            question = asked[result.rollout.id]
+            others = [other for name, other in asked.items() if name != result.rollout.id]
             if question is not None and others:
                 copies = sum(other is not None and question.resembles(other) for other in others)
-                result.rewards["Proposer"] -= DUPLICATE_PENALTY * copies / len(others)
                 result.rollout.metrics["duplicates/Proposer"] = copies
+                result.rewards["Proposer"] -= DUPLICATE_PENALTY * copies / len(others)

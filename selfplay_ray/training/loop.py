@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.error_budget import ErrorBudget
-from selfplay_ray.metrics import StepMetrics, step_metrics
+from selfplay_ray.errors import ConfigError
+from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
 from selfplay_ray.training.health import TrainMetrics
 from selfplay_ray.types import TrainingRecord
 
@@ -28,6 +29,7 @@ class SupportsTraining(Protocol):
     def train_step(self, records: Sequence[TrainingRecord]) -> TrainMetrics: ...
 
 
+@runtime_checkable
 class WeightPublisher(Protocol):
     """Where new weights go: an engine, say."""
 
@@ -43,15 +45,16 @@ async def simple_training_loop(
 ) -> list[StepMetrics]:
     """Play a batch, train on it, hand the weights to ``publisher``, ``num_steps`` times; what each step left.
 
-    Without a publisher the policy that plays stays as it is. ``on_step`` is called after every step.
+    Without a ``publisher`` the arena's own client gets the weights. ``on_step`` is called after every step.
 
     Raises:
+        ConfigError: the arena's client takes no weights, so that what is trained would never play.
         ErrorBudgetExceeded: more than a tenth of the episodes failed.
     """
+    publisher = publisher or _publisher_of(arena)
     budget, history = ErrorBudget(TOLERATED_FAILURES), []
     await arena.on_train_start()
-    if publisher:
-        await publisher.load_adapter(trainer.adapter(), trainer.version)
+    await publisher.load_adapter(trainer.adapter(), trainer.version)
     for step in range(1, num_steps + 1):
         started = time.monotonic()
         played = await arena.step()
@@ -60,8 +63,7 @@ async def simple_training_loop(
         waited = time.monotonic() - started
         records = [record for group in played.groups for record in group.records]
         trained = trainer.train_step(records)
-        if publisher:
-            await publisher.load_adapter(trainer.adapter(), trainer.version)
+        await publisher.load_adapter(trainer.adapter(), trainer.version)
         history.append(
             step_metrics(
                 step=step,
@@ -80,3 +82,13 @@ async def simple_training_loop(
             on_step(history[-1])
     await arena.on_train_end()
     return history
+
+
+def _publisher_of(arena: Arena) -> WeightPublisher:
+    client = getattr(arena.runtime, "client", None)
+    if not isinstance(client, WeightPublisher):
+        raise ConfigError(
+            f"{type(client).__name__} takes no new weights, so what is trained would never play; "
+            "give simple_training_loop a publisher"
+        )
+    return client

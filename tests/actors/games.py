@@ -17,9 +17,9 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.inference.requests import EngineStats
-from selfplay_ray.metrics import StepMetrics, step_metrics
 from selfplay_ray.replay import fresh_records
 from selfplay_ray.rubric import Rubric
+from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.types import Completion, EpisodeRequest, ModelCall, PolicySpan, Role, Rollout
 

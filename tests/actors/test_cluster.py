@@ -16,17 +16,18 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from selfplay_ray.actors.cluster import Cluster, get
+from selfplay_ray.actors.cluster import Cluster
+from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.actors.run import train
 from selfplay_ray.actors.spec import ActorSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 from selfplay_ray.episode import Episode, EpisodeState
-from selfplay_ray.errors import ClusterError
-from selfplay_ray.rollout_log import RolloutRow, read_rollouts
+from selfplay_ray.errors import ClusterError, EpisodeError, ErrorBudgetExceeded
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.rollouts import RolloutRow, read_rollouts
 from selfplay_ray.seeds import derive_seed
 from selfplay_ray.types import Completion, EpisodeRequest, ModelCall, PolicySpan, Rollout
 
@@ -191,9 +192,22 @@ class Faulty(games.Speak):
                 return {"lock": threading.Lock()}
             case "bomb":
                 return {"bomb": Bomb()}
+            case "unreadable":
+                return {"unreadable": Unreadable()}
             case "nested":
                 return {"nested": nested(100_000)}
         return {}
+
+
+def unpickle_unreadable() -> object:
+    raise LookupError("what this was made of is no longer there")
+
+
+class Unreadable:
+    """Can be sent, and can't be read."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return unpickle_unreadable, ()
 
 
 FAULTS = {
@@ -236,18 +250,26 @@ def test_a_batch_that_cannot_be_sent_ends_the_run(short_run: Config):
     config = short_run(num_steps=5, batch_size=1, max_staleness=0)
     arena = games.SpeakArena(artifacts=[0])
     arena.artifacts = SecondUnsendable()
-    with pytest.raises(ClusterError) as raised:
+    with pytest.raises(EpisodeError) as raised:
         train(arena, config, spec=games.modelless(config))
     assert str(raised.value) == (
-        "the run stopped: a request can't be sent to another process; keep its artifact and meta plain: "
+        "a request can't be sent to another process; keep its artifact and meta plain: "
         "cannot pickle '_thread.lock' object"
     )
+
+
+def test_what_the_arena_cannot_unpickle_ends_the_run(short_run: Config):
+    config = short_run(num_steps=1, batch_size=1)
+    with pytest.raises(
+        ClusterError, match="a report of worker-0 could not be read by the arena: .*no longer there"
+    ):
+        train(games.SpeakArena(Faulty(), ["unreadable"]), config, spec=games.modelless(config))
 
 
 def test_above_the_error_budget_the_run_stops_and_names_the_episode(short_run: Config):
     config = short_run(num_steps=50, batch_size=8, error_budget=0.2)
     artifacts = ["fine", "fine", "raises"]
-    with pytest.raises(ClusterError) as raised:
+    with pytest.raises(ErrorBudgetExceeded) as raised:
         train(games.SpeakArena(Faulty(), artifacts), config, spec=games.modelless(config))
     message = str(raised.value)
     assert "episodes failed, more than error_budget=0.2 allows; the last was 'speak' (b00000" in message

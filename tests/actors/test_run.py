@@ -20,10 +20,10 @@ from selfplay_ray.config_sources import load_config
 from selfplay_ray.episode import EpisodeState
 from selfplay_ray.errors import ConfigError, ModelError
 from selfplay_ray.lora import load_adapter
-from selfplay_ray.metrics import StepMetrics
 from selfplay_ray.replay import ReplayBuffer
-from selfplay_ray.rollout_log import RolloutRow, TreeRow, read_rollouts
 from selfplay_ray.rubric import Rubric
+from selfplay_ray.runlog.metrics import StepMetrics
+from selfplay_ray.runlog.rollouts import RolloutRow, TreeRow, read_rollouts
 from selfplay_ray.tasks.proposer_solver import ProposerSolverArena
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 from selfplay_ray.types import EpisodeRequest, Rollout

@@ -11,6 +11,10 @@ from selfplay_ray.errors import ConfigError
 
 
 class Anything:
+    async def connect(self, peers: object) -> None: ...
+
+
+class Unconnected:
     pass
 
 
@@ -33,6 +37,7 @@ def test_a_class_without_async_methods_gets_no_concurrency():
     ("made", "sentence"),
     [
         (lambda: ActorSpec(Anything()), "give a class, not an instance or a name"),  # type: ignore[arg-type]
+        (lambda: ActorSpec(Unconnected), r"Unconnected has no method connect\(peers\)"),
         (lambda: ActorSpec(Anything, count=-1), "ActorSpec of Anything has count -1; give 0 or more"),
     ],
 )

@@ -15,16 +15,16 @@ from tiny_model import write_tiny_model
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.episode import EpisodeState, SingleTurnEpisode
-from selfplay_ray.errors import ErrorBudgetExceeded
+from selfplay_ray.errors import ConfigError, ErrorBudgetExceeded
 from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.lora import LoRASettings
-from selfplay_ray.metrics import StepMetrics
 from selfplay_ray.rubric import Rubric
+from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.training.health import TrainMetrics
 from selfplay_ray.training.loop import simple_training_loop
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import Completion, EpisodeRequest, Role, Rollout
 
 
 def variety(rollout: Rollout, arena: Arena) -> dict[str, float]:
@@ -113,9 +113,29 @@ class Still:
         raise AssertionError("nothing was played")
 
 
+class Nowhere:
+    """A publisher to nobody."""
+
+    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
+
+
 async def test_it_stops_when_too_many_episodes_fail(model: Path):
     with Engine(model) as engine:
         arena = arena_on(engine)
         arena.artifact = "fails"
         with pytest.raises(ErrorBudgetExceeded, match=r"(?s)3 of 3 episodes failed, .* the dice fell off"):
-            await simple_training_loop(arena, Still(), 1)
+            await simple_training_loop(arena, Still(), 1, Nowhere())
+
+
+async def test_a_client_that_takes_no_weights_needs_a_publisher_beside_it():
+    class Frozen:
+        async def complete(self, call: object) -> Completion:
+            raise AssertionError("nothing was to be played")
+
+        def get_policy_version(self) -> int:
+            return 0
+
+    with pytest.raises(
+        ConfigError, match="Frozen takes no new weights, .* give simple_training_loop a publisher"
+    ):
+        await simple_training_loop(SpeakArena(Frozen()), Still(), 1)

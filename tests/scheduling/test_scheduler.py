@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from selfplay_ray.errors import ClusterError
-from selfplay_ray.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
-from selfplay_ray.scheduler import Scheduler
+from selfplay_ray.scheduling.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
+from selfplay_ray.scheduling.scheduler import Scheduler
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from selfplay_ray.config import RunConfig
-from selfplay_ray.live_view import LiveView
-from selfplay_ray.metrics import StepMetrics, reward_changes
-from selfplay_ray.rollout_log import read_last_rollouts
-from selfplay_ray.runlog import RunLog
-from selfplay_ray.transcript import one_line, transcript
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.live_view import LiveView
+from selfplay_ray.runlog.metrics import StepMetrics, reward_changes
+from selfplay_ray.runlog.rollouts import read_last_rollouts
+from selfplay_ray.runlog.transcript import one_line, transcript
 
 MIN_SAMPLE_WIDTH = 40
 

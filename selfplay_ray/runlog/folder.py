@@ -6,6 +6,7 @@ import datetime
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -15,9 +16,9 @@ import tomli_w
 from pydantic import BaseModel
 
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.json_lines import JsonLines, os_errors, read_json_lines
-from selfplay_ray.metrics import StepMetrics
-from selfplay_ray.rollout_log import encode_tree
+from selfplay_ray.runlog.json_lines import JsonLines, os_errors, read_json_lines
+from selfplay_ray.runlog.metrics import StepMetrics
+from selfplay_ray.runlog.rollouts import encode_tree
 from selfplay_ray.types import GenerateResult
 
 
@@ -128,6 +129,11 @@ class RunLog:
             self._rollouts = JsonLines(self.rollouts_path)
         for result in results:
             self._rollouts.append(encode_tree(batch, result, tokens=self._tokens))
+
+    def discard_if_nothing_was_played(self) -> None:
+        """Remove the folder of a run that failed before anything happened, so that its name is free again."""
+        if not self.rollouts_path.exists() and not self.metrics_path.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         for file in (self._metrics, self._rollouts):

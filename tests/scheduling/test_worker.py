@@ -23,9 +23,9 @@ from selfplay_ray import (
 )
 from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import current_run
-from selfplay_ray.messages import Assignment, Delivery, Orders, Report
-from selfplay_ray.scheduler import Scheduler
-from selfplay_ray.worker import EpisodeWorker
+from selfplay_ray.scheduling.messages import Assignment, Delivery, Orders, Report
+from selfplay_ray.scheduling.scheduler import Scheduler
+from selfplay_ray.scheduling.worker import EpisodeWorker
 
 
 def reply(messages: Sequence[Message]) -> str:

@@ -11,8 +11,8 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.artifacts import ArtifactStore
 from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import execute
-from selfplay_ray.messages import Assignment, Finished, Orders, Report, Spawn
 from selfplay_ray.runtime import ModelClient, ParentCall
+from selfplay_ray.scheduling.messages import Assignment, Finished, Orders, Report, Spawn
 from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, ModelCall, Rollout
 
 ChildResults = asyncio.Future[list[GenerateResult]]

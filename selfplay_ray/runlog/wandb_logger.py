@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.metrics import StepMetrics
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.metrics import StepMetrics
 
 
 class WandbLogger:

@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 
 from selfplay_ray.config import RunConfig
-from selfplay_ray.display import Display, step_line, summary
-from selfplay_ray.metrics import StepMetrics
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.display import Display, step_line, summary
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.types import (
     Completion,
     GenerateResult,
@@ -164,8 +164,8 @@ import fcntl, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the session's own terminal, so that a typed Ctrl-C arrives as a signal
 from pathlib import Path
 from selfplay_ray.config import RunConfig
-from selfplay_ray.display import Display
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.display import Display
+from selfplay_ray.runlog.folder import RunLog
 with Display(RunConfig(), RunLog(Path("runs/kuhn"))) as display:
     display.note("ready")
     for _ in range(600):

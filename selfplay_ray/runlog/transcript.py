@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from selfplay_ray.rollout_log import RolloutRow, StepRow
+from selfplay_ray.runlog.rollouts import RolloutRow, StepRow
 
 MAX_STEPS = 12
 MAX_CHARACTERS = 600

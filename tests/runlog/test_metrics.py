@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.metrics import StepMetrics, pooled_metrics, pooled_rewards, reward_changes, step_metrics
+from selfplay_ray.runlog.metrics import (
+    StepMetrics,
+    pooled_metrics,
+    pooled_rewards,
+    reward_changes,
+    step_metrics,
+)
 from selfplay_ray.types import PolicySpan, RoleStats, RolloutGroup, TrainingRecord
 
 

@@ -21,9 +21,9 @@ from selfplay_ray import (
     RunConfig,
     Step,
 )
-from selfplay_ray.coordinator import Coordinator, CreditedGroup
 from selfplay_ray.errors import ConfigError, CreditError, ErrorBudgetExceeded
-from selfplay_ray.messages import Assignment, Finished, Report, Spawn
+from selfplay_ray.scheduling.coordinator import Coordinator, CreditedGroup
+from selfplay_ray.scheduling.messages import Assignment, Finished, Report, Spawn
 
 
 class Silent(Episode):

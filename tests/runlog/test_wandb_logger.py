@@ -11,8 +11,8 @@ import pytest
 
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.runlog import RunLog
-from selfplay_ray.wandb_logger import wandb_logger
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.wandb_logger import wandb_logger
 
 
 def run_python(program: str, folder: Path, **environment: str) -> str:
@@ -35,8 +35,8 @@ def test_without_a_project_wandb_is_not_even_imported(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from selfplay_ray.config import RunConfig
-from selfplay_ray.runlog import RunLog
-from selfplay_ray.wandb_logger import wandb_logger
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.wandb_logger import wandb_logger
 assert wandb_logger(RunConfig(), RunLog(Path("."))) is None
 print(sorted(name for name in sys.modules if name.split(".")[0] == "wandb"))
 """
@@ -48,10 +48,10 @@ def test_offline_the_run_lies_in_its_folder(tmp_path: Path) -> None:
 import json, wandb
 from pathlib import Path
 from selfplay_ray.config import RunConfig
-from selfplay_ray.metrics import step_metrics
-from selfplay_ray.runlog import RunLog
+from selfplay_ray.runlog.metrics import step_metrics
+from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.types import RoleStats, RolloutGroup
-from selfplay_ray.wandb_logger import wandb_logger
+from selfplay_ray.runlog.wandb_logger import wandb_logger
 run = RunLog.create(Path("runs"), "kuhn", "poker")
 logger = wandb_logger(RunConfig(wandb_project="selfplay", seed=7), run)
 group = RolloutGroup("g", 1, (), {"Solver": RoleStats(2, 0.25, 0.5)}, {})
@@ -80,8 +80,8 @@ def test_without_an_api_key_the_refusal_says_what_to_do(tmp_path: Path) -> None:
 from pathlib import Path
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.runlog import RunLog
-from selfplay_ray.wandb_logger import wandb_logger
+from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.wandb_logger import wandb_logger
 try:
     wandb_logger(RunConfig(wandb_project="selfplay"), RunLog(Path(".")))
 except ConfigError as error:

@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from selfplay_ray.metrics import SUMMARY_STEPS, StepMetrics
-from selfplay_ray.transcript import one_line
+from selfplay_ray.runlog.metrics import SUMMARY_STEPS, StepMetrics
+from selfplay_ray.runlog.transcript import one_line
 
 BARS = "▁▂▃▄▅▆▇█"
 PACE_STEPS = 10  # the estimate of what is left goes by the last steps: the first ones warm up

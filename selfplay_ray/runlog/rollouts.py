@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from selfplay_ray.json_lines import read_json_lines, read_last_row
+from selfplay_ray.runlog.json_lines import read_json_lines, read_last_row
 from selfplay_ray.types import FinishReason, GenerateResult, Message, PolicySpan, Step
 
 

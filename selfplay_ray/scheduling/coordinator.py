@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from selfplay_ray.arena import Arena, group_name
 from selfplay_ray.config import RunConfig
 from selfplay_ray.error_budget import ErrorBudget
-from selfplay_ray.messages import Orders, Report
-from selfplay_ray.scheduler import Scheduler
+from selfplay_ray.scheduling.messages import Orders, Report
+from selfplay_ray.scheduling.scheduler import Scheduler
 from selfplay_ray.types import GenerateResult, RolloutGroup
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selfplay_ray.errors import ClusterError
-from selfplay_ray.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
+from selfplay_ray.scheduling.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 
 

@@ -10,8 +10,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from selfplay_ray.live_view import LiveView, duration, sparkline
-from selfplay_ray.metrics import StepMetrics
+from selfplay_ray.runlog.live_view import LiveView, duration, sparkline
+from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.types import RoleStats
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError, RunLogError
-from selfplay_ray.metrics import StepMetrics
-from selfplay_ray.rollout_log import read_last_rollouts, read_rollouts
-from selfplay_ray.runlog import RunLog, read_metrics
+from selfplay_ray.runlog.folder import RunLog, read_metrics
+from selfplay_ray.runlog.metrics import StepMetrics
+from selfplay_ray.runlog.rollouts import read_last_rollouts, read_rollouts
 from selfplay_ray.types import (
     Completion,
     GenerateResult,
@@ -260,3 +260,15 @@ def test_the_last_tree_is_found_from_the_end(log: RunLog) -> None:
     with log.rollouts_path.open("ab") as file:
         file.write(b'{"batch": 2, "tr')  # as it looks while another process is writing
     assert read_last_rollouts(log.rollouts_path) == last
+
+
+def test_a_run_in_which_nothing_was_played_leaves_its_name_free(tmp_path: Path):
+    failed = RunLog.create(tmp_path, "night", "debate")
+    failed.write_config(RunConfig())
+    failed.discard_if_nothing_was_played()
+    assert not failed.folder.exists()
+    played = RunLog.create(tmp_path, "night", "debate")
+    played.write_results(0, [GenerateResult(Rollout("b0", "debate"))])
+    played.close()
+    played.discard_if_nothing_was_played()
+    assert played.rollouts_path.exists()

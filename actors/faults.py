@@ -1,0 +1,30 @@
+"""What went wrong in another process, as it went wrong there, without Ray's account around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from selfplay_ray.errors import ClusterError, SelfPlayError
+
+
+def get(reference: Any) -> Any:
+    """``ray.get`` that raises our own errors as they were raised, without Ray's traceback around them."""
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        cause = root_cause(error)
+        if isinstance(cause, SelfPlayError):
+            raise cause from None
+        if isinstance(cause, RayError):
+            raise ClusterError(f"an actor was lost: {' '.join(str(cause).split())}") from error
+        raise
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What was raised first, where one actor called another that called another."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error
