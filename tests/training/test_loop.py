@@ -136,6 +136,6 @@ async def test_a_client_that_takes_no_weights_needs_a_publisher_beside_it():
             return 0
 
     with pytest.raises(
-        ConfigError, match="Frozen takes no new weights, .* give simple_training_loop a publisher"
+        ConfigError, match=r"Frozen takes no new weights, .* give simple_training_loop a publisher"
     ):
         await simple_training_loop(SpeakArena(Frozen()), Still(), 1)
