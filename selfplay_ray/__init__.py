@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from selfplay_ray.errors import SelfPlayError
     from selfplay_ray.inference.client import EngineClient
     from selfplay_ray.inference.engine import Engine
+    from selfplay_ray.inference.openai_client import OpenAIClient
     from selfplay_ray.rubric import RewardFn, Rubric
     from selfplay_ray.runtime import LocalRuntime, ModelClient, Runtime
     from selfplay_ray.testing import MockInferenceClient
@@ -77,6 +78,7 @@ _MODULES = {
     "errors": ("SelfPlayError",),
     "inference.client": ("EngineClient",),
     "inference.engine": ("Engine",),
+    "inference.openai_client": ("OpenAIClient",),
     "rubric": ("RewardFn", "Rubric"),
     "runtime": ("LocalRuntime", "ModelClient", "Runtime"),
     "testing": ("MockInferenceClient",),
@@ -125,6 +127,7 @@ __all__ = [
     "ModelClient",
     "ModelResponse",
     "MultiTurnEpisode",
+    "OpenAIClient",
     "PolicySpan",
     "RAECredit",
     "RLOOCredit",

@@ -33,6 +33,11 @@ Tokens = tuple[int, ...]
 Listener = Callable[[TokenChunk], None]
 
 
+WORTH_KEEPING = 32
+"""Replies of fewer tokens are not kept for a next turn: running them again after their prompt, which is kept, takes
+about as long as copying their keys and values out of the batch, which every sample of a group would have to pay."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
     """Most sequences decoded at once, most prompt tokens run between two steps, what is kept and whether at all.
@@ -302,7 +307,8 @@ class Decoder:
         self._counters.generated_tokens += 1
         if reason is None:
             return
-        if response.all_tokens is not None and response.prompt_cache is not None:
+        worth_keeping = len(decoding.token_ids) >= WORTH_KEEPING
+        if worth_keeping and response.all_tokens is not None and response.prompt_cache is not None:
             self._keep(decoding, tuple(response.all_tokens), response.prompt_cache)
         generation = decoding.generation(reason)
         del self._by_uid[response.uid], self._running[decoding.ticket]

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from selfplay_ray.inference.kv_cache import with_room
 from selfplay_ray.inference.requests import TopTokens
 from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
 
@@ -156,5 +157,4 @@ class SampledModel:
 
     def new_caches(self) -> LayerCaches:
         """Empty caches for one sequence."""
-        caches: LayerCaches = make_prompt_cache(self.model)
-        return caches
+        return with_room(make_prompt_cache(self.model))

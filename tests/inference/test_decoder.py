@@ -11,7 +11,7 @@ import pytest
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.decoder import BatchSettings, Decoder
+from selfplay_ray.inference.decoder import WORTH_KEEPING, BatchSettings, Decoder
 from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.types import Message
 
@@ -77,7 +77,7 @@ def test_a_sibling_that_comes_later_forks_too(tiny_model: nn.Module) -> None:
 
 def test_a_later_turn_runs_only_what_is_new(tiny_model: nn.Module) -> None:
     batch = decoder(tiny_model)
-    (first,) = run(batch, request(1))
+    (first,) = run(batch, request(1, max_tokens=WORTH_KEEPING))
     second = request(2, prompt=(*PROMPT, *first.token_ids, 7, 8, 9, 10))
     continued = run(batch, second)
     assert batch.stats().prefilled_tokens == 29 + 3
