@@ -95,14 +95,23 @@ def test_selfplay_train_starts_a_cluster_of_its_own(
     assert lines[-1].startswith("Proposer ")  # the summary
 
 
+def submit(client: JobSubmissionClient, entrypoint: str, deadline: float) -> str:
+    """Submit, once the dashboard has found an agent to run jobs, which on a busy machine takes its time."""
+    environment = {"working_dir": str(REPOSITORY), "excludes": [".git", ".venvs", "runs", "tests"]}
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
 def test_ray_job_submit(cluster: str, tmp_path: Path, tiny: Path):
     client = connect(cluster)
     flags = [*FLAGS, "--model-path", str(tiny), "--output-dir", str(tmp_path / "runs")]
-    job = client.submit_job(
-        entrypoint=f"{sys.executable} jobs/train_proposer_solver.py {' '.join(flags)}",
-        runtime_env={"working_dir": str(REPOSITORY), "excludes": [".git", ".venvs", "runs", "tests"]},
-    )
     deadline = time.monotonic() + 200
+    job = submit(client, f"{sys.executable} jobs/train_proposer_solver.py {' '.join(flags)}", deadline)
     while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
         time.sleep(0.3)
     logs = client.get_job_logs(job)
