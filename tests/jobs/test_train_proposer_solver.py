@@ -51,6 +51,8 @@ def cluster(beside_a_cluster: dict[str, str]) -> Iterator[str]:
     port, dashboard = free_port(), free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2"]
     settings = ["--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
+    # Jobs are run by the agent, which has a fixed port unless told otherwise: that of any other Ray here as well.
+    settings += ["--dashboard-agent-listen-port", str(free_port())]
     head = subprocess.Popen(
         [*command, *settings, "--disable-usage-stats", "--include-dashboard", "true"],
         env=beside_a_cluster,
