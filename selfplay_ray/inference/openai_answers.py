@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from operator import itemgetter
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfplay_ray.errors import InferenceError
 from selfplay_ray.inference.adapter_names import version_in
 from selfplay_ray.inference.chat import ChatTokenizer
+from selfplay_ray.inference.requests import Generation, GenerationRequest, TopTokens
 from selfplay_ray.types import Completion, FinishReason, PolicySpan
 
 Tokens = tuple[int, ...]
 
 CLAMPED = -9998.0  # about what vLLM writes for minus infinity: such a token can't have been drawn
 ROUNDING = 1e-4  # by which a logprob may be above 0
+NAMED_BY_ID = re.compile(r"token_id:(\d+)")
 
 
 class Wire(BaseModel):
@@ -91,10 +95,35 @@ def checked_completion(
     choice = answer.choices[0]
     tokens = _tokens(choice, url)
     asked = _prompt(answer, choice, prompt, url)
-    reason = _finish_reason(choice, tokens, chat, url)
+    reason = _finish_reason(choice, tokens, chat.eos_token_ids if chat else None, url)
     text = chat.decode(tokens) if chat else _text(choice)
     logprobs, spans = _logprobs(choice, len(tokens), url), _spans(choice, len(tokens), model)
     return Completion(text, asked, tokens, logprobs, spans, reason, extended)
+
+
+def checked_generation(
+    answer: Answer, url: str, model: str, request: GenerationRequest, eos_token_ids: Collection[int]
+) -> Generation:
+    """The only choice of ``answer`` to ``request`` by a model with these ends of a turn.
+
+    Raises:
+        InferenceError: token ids or logprobs are missing, or can't be true.
+    """
+    if len(answer.choices) != 1:
+        raise InferenceError(f"{url} answered with {len(answer.choices)} choices where one was asked for")
+    choice = answer.choices[0]
+    tokens = _tokens(choice, url)
+    if len(tokens) > request.max_tokens:
+        raise InferenceError(f"{url} returned {len(tokens)} tokens of the {request.max_tokens} asked for")
+    _prompt(answer, choice, request.prompt_token_ids, url)
+    ends = {*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)}
+    return Generation(
+        token_ids=tokens,
+        logprobs=_logprobs(choice, len(tokens), url),
+        spans=_spans(choice, len(tokens), model),
+        finish_reason=_finish_reason(choice, tokens, ends, url),
+        top_logprobs=_top_logprobs(choice, request.top_logprobs, url),
+    )
 
 
 def _tokens(choice: Choice, url: str) -> Tokens:
@@ -130,12 +159,12 @@ def _logprobs(choice: Choice, tokens: int, url: str) -> tuple[float, ...]:
     return tuple(value for value in values if value is not None)
 
 
-def _finish_reason(choice: Choice, tokens: Tokens, chat: ChatTokenizer | None, url: str) -> FinishReason:
+def _finish_reason(choice: Choice, tokens: Tokens, ends: Collection[int] | None, url: str) -> FinishReason:
     match choice.finish_reason:
         case "length":
             return "length"
         case "stop":
-            if chat is not None and tokens[-1] not in chat.eos_token_ids:
+            if ends is not None and tokens[-1] not in ends:
                 raise InferenceError(
                     f"{url} says that the reply ended, but its last token {tokens[-1]} is not the end of a turn: "
                     f"endpoint and tokenizer are of different models, or the stop token was left out"
@@ -149,6 +178,26 @@ def _spans(choice: Choice, tokens: int, model: str) -> tuple[PolicySpan, ...]:
     if choice.policy_versions is not None:
         return tuple(PolicySpan(span.start, span.end, span.version) for span in choice.policy_versions)
     return (PolicySpan(0, tokens, version_in(model) or 0),)
+
+
+def _top_logprobs(choice: Choice, count: int, url: str) -> tuple[TopTokens, ...]:
+    """The ``count`` likeliest tokens at each position, from an endpoint that was asked to name tokens by their ids."""
+    if not count or choice.logprobs is None or choice.logprobs.top_logprobs is None:
+        return ()
+    rows = [
+        sorted(
+            ((_token_id(name, url), value) for name, value in row.items()), key=itemgetter(1), reverse=True
+        )
+        for row in choice.logprobs.top_logprobs
+    ]
+    return tuple(tuple(row[:count]) for row in rows)
+
+
+def _token_id(name: str, url: str) -> int:
+    match = NAMED_BY_ID.fullmatch(name)
+    if match is None:
+        raise InferenceError(f"{url} named a token {name!r}: it must support return_tokens_as_token_ids")
+    return int(match[1])
 
 
 def _text(choice: Choice) -> str:

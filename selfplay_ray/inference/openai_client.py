@@ -8,21 +8,19 @@ from typing import Any
 
 import openai
 
-from selfplay_ray.errors import InferenceError
 from selfplay_ray.inference.adapter_names import version_in
 from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.endpoints import Endpoint, Endpoints, RetrySettings
 from selfplay_ray.inference.openai_answers import Answer, checked_completion, parse
+from selfplay_ray.inference.token_requests import (
+    ASK_FOR_TOKENS,
+    NEUTRAL,
+    LogprobsModes,
+    continue_tokens,
+    sampling,
+)
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.types import Completion, ModelCall
-
-Tokens = tuple[int, ...]
-
-SAME = 1e-3
-"""Logprobs nearer than this are the same; at another temperature they never are that near."""
-NEUTRAL: dict[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Sent always, with top_p 1: what is left out, vLLM takes from the model's generation_config.json."""
-ASK_FOR_TOKENS: dict[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
 class OpenAIClient(ModelClient):
@@ -57,7 +55,7 @@ class OpenAIClient(ModelClient):
         self.endpoints = Endpoints(urls, api_key, retry)
         self._chat = ChatTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self._max_tokens = max_tokens
-        self._processed: dict[Endpoint, bool] = {}  # whether logprobs are of the distribution drawn from
+        self._modes = LogprobsModes()
         self._seen_version = 0
         self.use(model)
 
@@ -91,9 +89,9 @@ class OpenAIClient(ModelClient):
         )
 
         async def ask(endpoint: Endpoint, timeout: openai.Timeout) -> Completion:
-            await self._check_logprobs_mode(endpoint, timeout, model, call.temperature)
+            await self._modes.check(endpoint, timeout, model, call.temperature)
             if self._chat:
-                answer = await _continue(endpoint, timeout, model, prompt, self._sampling(call))
+                answer = await continue_tokens(endpoint, timeout, model, prompt, self._sampling(call))
             else:
                 answer = await _reply(endpoint, timeout, model, call, self._sampling(call))
             return checked_completion(answer, endpoint.url, model, self._chat, prompt, extended)
@@ -116,48 +114,11 @@ class OpenAIClient(ModelClient):
         await self.aclose()
 
     def _sampling(self, call: ModelCall) -> dict[str, Any]:
-        seed = call.seed - (1 << 64) if call.seed >= 1 << 63 else call.seed  # vLLM takes 64 bits with a sign
-        limit = call.max_tokens or self._max_tokens
-        return {"temperature": call.temperature, "max_tokens": limit, "seed": seed, "top_p": 1.0}
-
-    async def _check_logprobs_mode(
-        self, endpoint: Endpoint, timeout: openai.Timeout, model: str, temperature: float
-    ) -> None:
-        """Raise InferenceError if the endpoint's logprobs are not of the softmax at ``temperature``."""
-        if temperature in (0.0, 1.0):
-            return
-        if endpoint not in self._processed:
-            self._processed[endpoint] = await _gives_processed_logprobs(endpoint, timeout, model)
-        if not self._processed[endpoint]:
-            raise InferenceError(
-                f"{endpoint.url} gives logprobs from before the temperature, which are not those that tokens were "
-                f"drawn with at temperature {temperature:g}: start vLLM with --logprobs-mode processed_logprobs, "
-                f"or sample at temperature 1"
-            )
-
-
-async def _continue(
-    endpoint: Endpoint,
-    timeout: openai.Timeout,
-    model: str,
-    prompt: Tokens,
-    sampling: dict[str, Any],
-    top: int = 0,
-) -> Answer:
-    """Tokens in, tokens out."""
-    raw = await endpoint.client.completions.with_raw_response.create(
-        model=model,
-        prompt=list(prompt),
-        logprobs=top,
-        extra_body=NEUTRAL | ASK_FOR_TOKENS,
-        timeout=timeout,
-        **sampling,
-    )
-    return parse(raw.content, endpoint.url)
+        return sampling(call.temperature, call.max_tokens or self._max_tokens, call.seed)
 
 
 async def _reply(
-    endpoint: Endpoint, timeout: openai.Timeout, model: str, call: ModelCall, sampling: dict[str, Any]
+    endpoint: Endpoint, timeout: openai.Timeout, model: str, call: ModelCall, how: dict[str, Any]
 ) -> Answer:
     """Messages in, tokens out."""
     messages: list[Any] = [dict(message) for message in call.messages]
@@ -167,24 +128,6 @@ async def _reply(
         logprobs=True,
         extra_body=NEUTRAL | ASK_FOR_TOKENS,
         timeout=timeout,
-        **sampling,
+        **how,
     )
     return parse(raw.content, endpoint.url)
-
-
-async def _gives_processed_logprobs(endpoint: Endpoint, timeout: openai.Timeout, model: str) -> bool:
-    """Whether logprobs change with the temperature: how likely the likeliest token is, at 1 and at 2.
-
-    There is no telling from outside how vLLM was started, so it is tried, once for each endpoint.
-    """
-    likeliest = []
-    for temperature in (1.0, 2.0):
-        sampling = {"temperature": temperature, "max_tokens": 1, "seed": 0, "top_p": 1.0}
-        answer = await _continue(endpoint, timeout, model, (0,), sampling, top=1)
-        logprobs = answer.choices[0].logprobs if answer.choices else None
-        if logprobs is None or not logprobs.top_logprobs:
-            raise InferenceError(
-                f"{endpoint.url} returned no logprobs: it must allow at least 1 (--max-logprobs)"
-            )
-        likeliest.append(max(logprobs.top_logprobs[0].values()))
-    return abs(likeliest[0] - likeliest[1]) > SAME
