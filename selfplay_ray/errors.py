@@ -11,6 +11,9 @@ SelfPlayError
 │   └── RubricError        a reward function raised, or returned what is no reward
 ├── CreditError            a group can't be compared: mixed episode types, a missing reward
 ├── InferenceError         a completion failed, or lacks what training needs (logprobs, token ids)
+│   ├── ContextLengthError a prompt and its reply are longer than the model's context, or than the memory for it
+│   ├── QueueFullError     as many requests wait as may
+│   └── EngineStoppedError nothing is generated any more: the engine was closed, or failed
 ├── TrainingError          a step can't be taken: malformed records, numbers that aren't finite
 ├── ReplayError            the replay journal was misused or can't be read
 ├── RunLogError            a run's folder can't be written or read
@@ -76,6 +79,18 @@ class CreditError(SelfPlayError):
 
 class InferenceError(SelfPlayError):
     """A completion failed, or lacks what training needs."""
+
+
+class ContextLengthError(InferenceError):
+    """A prompt and its reply together are longer than the model's context, or than the memory for its keys and values."""
+
+
+class QueueFullError(InferenceError):
+    """As many requests wait as may; the same one may be made again later."""
+
+
+class EngineStoppedError(InferenceError):
+    """Nothing is generated any more: the engine was closed, or its thread failed."""
 
 
 class TrainingError(SelfPlayError):

@@ -85,7 +85,25 @@ def read_adapter(model: nn.Module) -> dict[str, np.ndarray]:
 
 def check_adapter(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Raise AdapterError, in one sentence, unless ``weights`` are exactly what ``write_adapter`` may set."""
-    _check_weights(_adapter_parameters(model), weights)
+    check_shapes({name: value.shape for name, value in _adapter_parameters(model).items()}, weights)
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, np.ndarray]) -> None:
+    """Raise AdapterError unless ``weights`` have exactly these names and shapes, and finite numbers in them."""
+    if not shapes:
+        raise AdapterError("the model carries no adapter; attach one with attach_lora first")
+    if unknown := sorted(weights.keys() - shapes.keys()):
+        raise AdapterError(f"the model has no adapter weight {unknown[0]!r} ({len(unknown)} unknown in all)")
+    if missing := sorted(shapes.keys() - weights.keys()):
+        raise AdapterError(f"the adapter lacks {missing[0]!r} ({len(missing)} weights missing in all)")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise AdapterError(
+                f"adapter weight {name!r} has shape {weights[name].shape} where the model takes "
+                f"{shape}; rank and layers must be those it was attached with"
+            )
+        if not np.isfinite(weights[name]).all():
+            raise AdapterError(f"adapter weight {name!r} holds numbers that are not finite")
 
 
 def write_adapter(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
@@ -93,8 +111,8 @@ def write_adapter(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
 
     Call it in the thread that owns the model.
     """
+    check_adapter(model, weights)
     parameters = _adapter_parameters(model)
-    _check_weights(parameters, weights)
     arrays = [(name, mx.array(weights[name], dtype=old.dtype)) for name, old in parameters.items()]
     mx.eval([array for _, array in arrays])
     model.update(tree_unflatten(arrays))
@@ -164,20 +182,3 @@ def _own_random_state(seed: int) -> Iterator[None]:
     finally:
         # The state can be read but not set; a key, though, is the two halves of the seed it was made from.
         mx.random.seed((high << 32) | low)
-
-
-def _check_weights(parameters: Mapping[str, mx.array], weights: Mapping[str, np.ndarray]) -> None:
-    if not parameters:
-        raise AdapterError("the model carries no adapter; attach one with attach_lora first")
-    if unknown := sorted(weights.keys() - parameters.keys()):
-        raise AdapterError(f"the model has no adapter weight {unknown[0]!r} ({len(unknown)} unknown in all)")
-    if missing := sorted(parameters.keys() - weights.keys()):
-        raise AdapterError(f"the adapter lacks {missing[0]!r} ({len(missing)} weights missing in all)")
-    for name, parameter in parameters.items():
-        if weights[name].shape != parameter.shape:
-            raise AdapterError(
-                f"adapter weight {name!r} has shape {weights[name].shape} where the model takes "
-                f"{parameter.shape}; rank and layers must be those it was attached with"
-            )
-        if not np.isfinite(weights[name]).all():
-            raise AdapterError(f"adapter weight {name!r} holds numbers that are not finite")

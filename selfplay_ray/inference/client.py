@@ -9,7 +9,7 @@ import numpy as np
 
 from selfplay_ray.errors import InferenceError
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.inference.requests import LIVE, Generation, GenerationRequest
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.types import Completion, ModelCall
 
@@ -22,6 +22,9 @@ LoadAdapter = Callable[[Mapping[str, np.ndarray], int], Awaitable[None]]
 
 class EngineClient(ModelClient):
     """A client of engines that take tokens, in this process or behind actors.
+
+    Calls of a role are answered by the adapter that is being trained, those without one (judges') by the base model,
+    which stays as it is.
 
     ``generate`` runs one request; ``policy_version`` tells the weights in use. ``max_tokens`` bounds a reply
     whose call sets no bound. ``load_adapter`` gives an engine in this process new weights.
@@ -84,4 +87,5 @@ class EngineClient(ModelClient):
             temperature=call.temperature,
             seed=call.seed,
             priority=call.priority,
+            adapter=LIVE if call.role_id else None,
         )

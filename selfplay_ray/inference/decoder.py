@@ -1,46 +1,44 @@
-"""The batch an engine decodes: who waits, who runs, what is prefilled and what is forked. Single-threaded.
+"""The batch an engine decodes: who runs, what is prefilled and what is forked. Single-threaded.
 
-Continuous batching itself is mlx-lm's ``BatchGenerator``. Around it: priorities, one prefill for requests that
-share a prompt, kept prefixes, and for every token its logprob and the policy version that drew it.
+Continuous batching itself is mlx-lm's ``BatchGenerator``. Around it: admission of whole groups, one prefill for
+requests that share a prompt, kept prefixes, and for every token its logprob and the policy version that drew it.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch, StopSequences
 
-from selfplay_ray.errors import ConfigError
+from selfplay_ray.errors import ConfigError, QueueFullError
+from selfplay_ray.inference.adapters import Adapter, Adapters
+from selfplay_ray.inference.admission import KVBudget, WaitingGroups, default_kv_bytes
+from selfplay_ray.inference.decoding import Decoding, Drawn, Listener
 from selfplay_ray.inference.prefixes import PrefixCache
-from selfplay_ray.inference.requests import (
-    EngineStats,
-    Generation,
-    GenerationRequest,
-    TokenChunk,
-    TopTokens,
-)
-from selfplay_ray.inference.rows import Draw, LayerCaches, Row, RowState, SampledModel
-from selfplay_ray.types import FinishReason, PolicySpan
-
-Tokens = tuple[int, ...]
-Listener = Callable[[TokenChunk], None]
-
+from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
+from selfplay_ray.inference.rows import Draw, LayerCaches, RowState, SampledModel
+from selfplay_ray.types import FinishReason
 
 WORTH_KEEPING = 32
 """Replies of fewer tokens are not kept for a next turn: running them again after their prompt, which is kept, takes
 about as long as copying their keys and values out of the batch, which every sample of a group would have to pay."""
+MOST_RESTARTS = 3
+"""How often a prompt is begun again because weights have changed: past that it goes on, or a server whose weights
+change faster than it can run a long prompt would never come to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """Most sequences decoded at once, most prompt tokens run between two steps, what is kept and whether at all.
+    """Most sequences decoded at once, and most that may wait besides (None: any number); most prompt tokens run
+    between two decode steps; what keys and values may take in all (None: a quarter of the memory), those kept for
+    later prompts among them, and for how many seconds these are kept.
 
     With ``fork`` off every prompt is run on its own, as if nothing had been run before it.
 
@@ -48,84 +46,25 @@ class BatchSettings:
         ConfigError: a bound that leaves nothing to do.
     """
 
-    max_batch_size: int
-    prefill_step_size: int
-    prefix_cache_bytes: int
-    fork: bool
+    max_batch_size: int = 32
+    max_waiting: int | None = None
+    prefill_step_size: int = 512
+    kv_cache_bytes: int | None = None
+    prefix_cache_bytes: int = 256 * 2**20
+    prefix_seconds: float = 600.0
+    fork: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_batch_size < 1 or self.prefill_step_size < 1 or self.prefix_cache_bytes < 0:
-            raise ConfigError(
-                f"an engine needs a batch size and a prefill step of 1 or more, and 0 or more bytes for prefixes; "
-                f"got {self.max_batch_size}, {self.prefill_step_size} and {self.prefix_cache_bytes}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What is known of a token beside itself."""
-
-    logprob: float
-    version: int
-    top: TopTokens
-
-
-@dataclass(slots=True, eq=False)
-class Decoding:
-    """One request on its way: its place in the queue, then its tokens as they come."""
-
-    ticket: int
-    request: GenerationRequest
-    future: Future[Generation]
-    stop_token_ids: frozenset[int]
-    listener: Listener | None = None
-    started_at_version: int = 0
-    uid: int | None = None
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    top_logprobs: list[TopTokens] = field(default_factory=list)
-
-    def __lt__(self, other: Decoding) -> bool:
-        """Higher priority first, then who came first."""
-        return (-self.request.priority, self.ticket) < (-other.request.priority, other.ticket)
-
-    @property
-    def head(self) -> Tokens:
-        """What is prefilled: all of the prompt but its last token, with which decoding begins."""
-        return self.request.prompt_token_ids[:-1]
-
-    @property
-    def prefill(self) -> tuple[int, Tokens]:
-        """Requests with the same one can share a prefill: the policy that runs it, and the tokens."""
-        return self.started_at_version, self.head
-
-    @property
-    def row(self) -> Row:
-        request = self.request
-        return Row(
-            self.ticket,
-            request.seed,
-            request.temperature,
-            request.min_tokens,
-            self.stop_token_ids,
-            request.top_logprobs,
+        sizes = (
+            self.max_batch_size,
+            self.prefill_step_size,
+            1 if self.kv_cache_bytes is None else self.kv_cache_bytes,
         )
-
-    def take(self, token: int, drawn: Drawn) -> None:
-        self.token_ids.append(token)
-        self.logprobs.append(drawn.logprob)
-        self.versions.append(drawn.version)
-        self.top_logprobs.append(drawn.top)
-
-    def tell(self, token: int, drawn: Drawn, reason: FinishReason | None) -> None:
-        """Tell whoever listens of a token."""
-        if self.listener is not None:
-            self.listener(TokenChunk((token,), (drawn.logprob,), (drawn.version,), (drawn.top,), reason))
-
-    def generation(self, reason: FinishReason) -> Generation:
-        spans, tops = to_spans(self.versions), tuple(self.top_logprobs)
-        return Generation(tuple(self.token_ids), tuple(self.logprobs), spans, reason, tops)
+        if min(sizes) < 1 or min(self.max_waiting or 0, self.prefix_cache_bytes, self.prefix_seconds) < 0:
+            raise ConfigError(
+                f"an engine needs a batch size, a prefill step and memory for keys and values of 1 or more, and 0 or "
+                f"more that wait, and bytes and seconds for prefixes; got {self}"
+            )
 
 
 @dataclass(slots=True)
@@ -134,16 +73,31 @@ class Counters:
 
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
+    reused_tokens: int = 0
     generated_tokens: int = 0
     busy_seconds: float = 0.0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    swaps: int = 0
     swap_seconds: float = 0.0
+    restarts: int = 0
 
 
 class Decoder:
-    """Decodes requests in one continuous batch. Everything on it happens in the thread that made it."""
+    """Decodes requests in one continuous batch. Everything on it happens in the thread that made it, but for
+    ``stats``."""
 
-    def __init__(self, model: nn.Module, stop_token_ids: Collection[int], settings: BatchSettings) -> None:
-        self._model = SampledModel(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        stop_token_ids: Collection[int],
+        settings: BatchSettings | None = None,
+        adapters: Adapters | None = None,
+    ) -> None:
+        self._settings = settings = settings or BatchSettings()
+        self.adapters = adapters or Adapters(model, None, max_adapters=0)
+        self._model = SampledModel(model, self.adapters)
+        self.budget = KVBudget(settings.kv_cache_bytes or default_kv_bytes(), *self._model.kv_bytes())
         self._end_of_turn = frozenset(stop_token_ids)
         self._stops: dict[frozenset[int], StopSequences] = {}
         self._generator = BatchGenerator(
@@ -153,23 +107,23 @@ class Decoder:
             prefill_batch_size=settings.max_batch_size,  # else a group is split into prefills of 8
             prefill_step_size=settings.prefill_step_size,
         )
-        self._max_batch_size = settings.max_batch_size
-        self._fork = settings.fork
-        self._prefixes = PrefixCache(settings.prefix_cache_bytes)
+        self._prefixes = PrefixCache(settings.prefix_cache_bytes, settings.prefix_seconds)
         self._tickets = itertools.count()
-        self._waiting: list[Decoding] = []
+        self._waiting = WaitingGroups()
         self._running: dict[int, Decoding] = {}  # by ticket
         self._by_uid: dict[int, Decoding] = {}
-        self._prefills: dict[tuple[int, Tokens], list[Decoding]] = {}  # who shares each, its leader first
+        self._prefilling: set[int] = set()  # uids
+        self._sharing: dict[object, list[Decoding]] = {}  # who shares a prefill that is run, its leader first
         self._counters = Counters()
+        self._kv_bytes = 0
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
 
     @property
-    def policy_version(self) -> int:
-        return self._model.version
+    def holds_prefixes(self) -> bool:
+        return self._prefixes.nbytes > 0
 
     def submit(
         self, request: GenerationRequest, future: Future[Generation], listener: Listener | None = None
@@ -177,24 +131,36 @@ class Decoder:
         """Queue ``request``; its generation is set on ``future``, unless that is cancelled first.
 
         ``listener`` is called with every token as it comes, before the generation is set.
+
+        Raises:
+            QueueFullError: as many wait as may.
+            UnknownNameError: its adapter isn't loaded.
         """
+        limit, held = self._settings.max_waiting, len(self._waiting) + len(self._running)
+        if limit is not None and held >= limit + self._settings.max_batch_size:
+            raise QueueFullError(
+                f"request {request.id} found {len(self._running)} running and {len(self._waiting)} waiting, and no "
+                f"more than {limit} may wait; try again later"
+            )
         stops = frozenset(request.stop_token_ids)
         if not request.ignore_eos:
             stops |= self._end_of_turn
-        heapq.heappush(self._waiting, Decoding(next(self._tickets), request, future, stops, listener))
+        adapter = self.adapters.find(request.adapter)
+        self._waiting.add(Decoding(next(self._tickets), request, adapter, stops, future, listener))
         self._counters.prompt_tokens += len(request.prompt_token_ids)
 
     def cancel(self, future: Future[Generation]) -> None:
         """Forget the request of ``future``; its place in the batch is free at once."""
-        self._waiting = [waiting for waiting in self._waiting if waiting.future is not future]
-        heapq.heapify(self._waiting)
-        for decoding in [running for running in self._running.values() if running.future is future]:
-            self._remove(decoding)
+        if not self._waiting.discard(future):
+            for decoding in [running for running in self._running.values() if running.future is future]:
+                self._remove(decoding)
+        self._measure()
 
     def step(self) -> None:
         """Admit what fits, run one step of prefill and one of decoding, finish what is finished."""
         started = time.perf_counter()
         self._admit()
+        self._bound_prefill()
         # A call returns the tokens drawn in the call before it, so these are the draws of what it returns.
         draws = self._model.take_draws()
         prefilled, generated = self._generator.next()
@@ -204,53 +170,100 @@ class Decoder:
         for response in prefilled:
             if response.progress[0] == response.progress[1] - 1:
                 self._fork_prefilled(response)
+        self._measure()
         self._counters.busy_seconds += time.perf_counter() - started
 
-    def change_policy(self, version: int, seconds: float) -> None:
-        """The weights have just been changed to ``version``, which took ``seconds``."""
-        self._model.version = version
-        self._prefixes.clear()
-        self._counters.swap_seconds += seconds
+    def load_adapter(self, name: str, weights: Mapping[str, np.ndarray], version: int) -> None:
+        """Add an adapter, or change its weights; raises AdapterError, and then nothing has changed.
+
+        Who has drawn a token goes on, on the keys and values of before; whose prompt is still being run begins it
+        again: of a sample's tokens none may be drawn by one policy from what another has made of the prompt.
+        """
+        started = time.perf_counter()
+        adapter = self.adapters.load(name, weights, version)
+        self._prefixes.drop(adapter)
+        self._restart(adapter)
+        self._measure()
+        self._counters.swaps += 1
+        self._counters.swap_seconds += time.perf_counter() - started
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; those there are go on to their end. Raises UnknownNameError."""
+        self._prefixes.drop(self.adapters.unload(name))
+        self._measure()
+
+    def expire(self) -> None:
+        """Let go of prefixes kept for too long."""
+        self._prefixes.expire()
+        self._measure()
 
     def close(self, error: BaseException) -> None:
         """Give up what is unfinished with ``error``, and the generator."""
         for decoding in [*self._waiting, *self._running.values()]:
-            if decoding.future.set_running_or_notify_cancel():
-                decoding.future.set_exception(error)
-        self._waiting, self._running = [], {}
+            decoding.fail(error)
+        self._waiting, self._running = WaitingGroups(), {}
         self._generator.close()
 
     def stats(self) -> EngineStats:
-        counters = self._counters
+        """May be called in any thread."""
+        counters = {name: getattr(self._counters, name) for name in Counters.__slots__}
         return EngineStats(
             running=len(self._running),
             waiting=len(self._waiting),
-            prompt_tokens=counters.prompt_tokens,
-            prefilled_tokens=counters.prefilled_tokens,
-            generated_tokens=counters.generated_tokens,
-            busy_seconds=counters.busy_seconds,
-            swap_seconds=counters.swap_seconds,
+            kv_bytes=self._kv_bytes,
+            prefix_bytes=self._prefixes.nbytes,
+            kv_capacity_bytes=self.budget.capacity,
+            adapters=len(self.adapters.loaded),
+            **counters,
         )
 
+    def _measure(self) -> None:
+        """What keys and values take now: to be told in other threads, which must not look at the batch itself."""
+        self._kv_bytes = self._generator.prompt_cache_nbytes + self._prefixes.nbytes
+
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._max_batch_size:
-            decoding = heapq.heappop(self._waiting)
-            self._running[decoding.ticket] = decoding
-            decoding.started_at_version = self.policy_version
-            self._start(decoding)
+        while group := self._next_group():
+            for decoding in group:
+                self._waiting.remove(decoding)
+                self._running[decoding.ticket] = decoding
+            self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
+            for decoding in group:
+                decoding.prompt_version = decoding.adapter.version
+                self._start(decoding)
+
+    def _next_group(self) -> Sequence[Decoding]:
+        """Those whose turn it is, if there is room for all of them, or as many as there is ever room for."""
+        group = self._waiting.first()
+        if not group:
+            return ()
+        most = min(self._settings.max_batch_size, self.budget.rows(max(one.most_tokens for one in group)))
+        group = group[: max(1, most)]
+        together = [*self._running.values(), *group]
+        if len(together) > self._settings.max_batch_size:
+            return ()
+        if self._running and self.budget.reserved(together) > self.budget.capacity:
+            return ()
+        if not self.adapters.can_mix and any(one.adapter is not group[0].adapter for one in together):
+            return ()
+        return group
 
     def _start(self, decoding: Decoding) -> None:
         """Prefill the head, wait for another's prefill of the same head, or go on from a kept one."""
         head = decoding.head
-        if not self._fork or not head:
+        if not self._settings.fork or not head:
             self._insert([decoding], 0, self._model.new_caches())
             return
-        if decoding.prefill in self._prefills:
-            self._prefills[decoding.prefill].append(decoding)
+        if decoding.prefill in self._sharing:
+            self._sharing[decoding.prefill].append(decoding)
+            self._counters.reused_tokens += len(head)
             return
-        covered, caches = self._prefixes.longest(head) or (0, self._model.new_caches())
+        kept = self._prefixes.longest(decoding.adapter, head)
+        self._counters.prefix_queries += 1
+        self._counters.prefix_hits += kept is not None
+        covered, caches = kept or (0, self._model.new_caches())
+        self._counters.reused_tokens += covered
         if covered < len(head):
-            self._prefills[decoding.prefill] = [decoding]
+            self._sharing[decoding.prefill] = [decoding]
         self._insert([decoding], covered, caches)
 
     def _insert(self, decodings: Sequence[Decoding], covered: int, caches: LayerCaches) -> None:
@@ -266,14 +279,23 @@ class Decoder:
         for decoding, uid in zip(decodings, uids, strict=True):
             decoding.uid = uid
             self._by_uid[uid] = decoding
-        self._counters.prefilled_tokens += sum(len(decoding.head) - covered for decoding in decodings)
+            if covered < len(decoding.head):
+                self._prefilling.add(uid)
+                self._counters.prefilled_tokens += len(decoding.head) - covered
+
+    def _bound_prefill(self) -> None:
+        """Share what may be run between two decode steps among the prompts; if nobody decodes, nobody is held up."""
+        others_decode = len(self._by_uid) > len(self._prefilling)
+        shares = len(self._prefilling) if others_decode and self._prefilling else 1
+        self._generator.prefill_step_size = max(1, self._settings.prefill_step_size // shares)
 
     def _fork_prefilled(self, response: PromptProcessingBatch.Response) -> None:
         """Let those who share this prefill start from it, and keep it for those to come."""
         leader = self._by_uid[response.uid]
+        self._prefilling.discard(response.uid)
         if not self._leads(leader):
             return
-        sharing = self._prefills.pop(leader.prefill)
+        sharing = self._sharing.pop(leader.prefill)
         caches, _ = self._generator.extract_cache([response.uid])[response.uid]
         self._keep(leader, leader.head, caches)
         if len(sharing) > 1:
@@ -284,13 +306,14 @@ class Decoder:
 
     def _leads(self, decoding: Decoding) -> bool:
         """Whether a prefill is being run for ``decoding``, and maybe for others who wait for it."""
-        sharing = self._prefills.get(decoding.prefill)
+        sharing = self._sharing.get(decoding.prefill)
         return sharing is not None and sharing[0] is decoding
 
-    def _keep(self, decoding: Decoding, tokens: Tokens, caches: LayerCaches) -> None:
+    def _keep(self, decoding: Decoding, tokens: tuple[int, ...], caches: LayerCaches) -> None:
         """Keep a prefix for later, unless weights changed while it was being run."""
-        if self._fork and decoding.started_at_version == self.policy_version:
-            self._prefixes.keep(tokens, caches[:-1])
+        if self._settings.fork and decoding.prompt_version == decoding.adapter.version:
+            self._prefixes.keep(decoding.adapter, tokens, caches[:-1])
+            self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
 
     def _stop_sequences(self, token_ids: frozenset[int]) -> StopSequences:
         if token_ids not in self._stops:
@@ -302,45 +325,47 @@ class Decoder:
     def _take(self, response: GenerationBatch.Response, drawn: Drawn) -> None:
         decoding = self._by_uid[response.uid]
         reason = cast("FinishReason | None", response.finish_reason)
-        decoding.take(response.token, drawn)
-        decoding.tell(response.token, drawn, reason)
+        decoding.take(response.token, drawn, reason)
         self._counters.generated_tokens += 1
         if reason is None:
             return
         worth_keeping = len(decoding.token_ids) >= WORTH_KEEPING
         if worth_keeping and response.all_tokens is not None and response.prompt_cache is not None:
             self._keep(decoding, tuple(response.all_tokens), response.prompt_cache)
-        generation = decoding.generation(reason)
         del self._by_uid[response.uid], self._running[decoding.ticket]
-        if decoding.future.set_running_or_notify_cancel():
-            decoding.future.set_result(generation)
+        decoding.finish(reason)
+
+    def _restart(self, adapter: Adapter) -> None:
+        """Let those of ``adapter`` of whom nothing was drawn yet begin again."""
+        begun = self._model.drawn_tickets
+        for decoding in list(self._running.values()):
+            drawn = bool(decoding.token_ids) or decoding.ticket in begun
+            if decoding.adapter is adapter and not drawn and decoding.restarts < MOST_RESTARTS:
+                if decoding.ticket in self._running:  # a leader that was removed has sent its followers back
+                    self._remove(decoding)
+                    self._waiting.add(decoding)
+                decoding.restarts += 1
+                self._counters.restarts += 1
 
     def _remove(self, decoding: Decoding) -> None:
         del self._running[decoding.ticket]
         if decoding.uid is None:
-            self._prefills[decoding.prefill].remove(decoding)
+            self._sharing[decoding.prefill].remove(decoding)
             return
-        del self._by_uid[decoding.uid]
+        leads = self._leads(decoding)
         self._generator.remove([decoding.uid])
-        if self._leads(decoding):  # its followers wait for a prefill that is gone: one of them leads the next
-            for follower in self._prefills.pop(decoding.prefill)[1:]:
+        self._prefilling.discard(decoding.uid)
+        del self._by_uid[decoding.uid]
+        decoding.uid = None
+        if leads:  # its followers wait for a prefill that is gone: one of them leads the next
+            for follower in self._sharing.pop(decoding.prefill)[1:]:
                 del self._running[follower.ticket]
-                heapq.heappush(self._waiting, follower)
-
-
-def to_spans(versions: Sequence[int]) -> tuple[PolicySpan, ...]:
-    """Policy versions, one a token, as spans of equal ones."""
-    spans: list[PolicySpan] = []
-    start = 0
-    for version, group in itertools.groupby(versions):
-        end = start + len(list(group))
-        spans.append(PolicySpan(start, end, version))
-        start = end
-    return tuple(spans)
+                self._waiting.add(follower)
 
 
 def _by_ticket(draws: Iterable[Draw]) -> Iterable[tuple[int, Drawn]]:
     for draw in draws:
         logprobs = cast(list[float], draw.logprobs.tolist())
-        for ticket, logprob, top in zip(draw.tickets, logprobs, draw.top_tokens(), strict=True):
-            yield ticket, Drawn(logprob, draw.version, top)
+        rows = zip(draw.tickets, logprobs, draw.versions, draw.top_tokens(), strict=True)
+        for ticket, logprob, version, top in rows:
+            yield ticket, Drawn(logprob, version, top)

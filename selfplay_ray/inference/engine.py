@@ -19,17 +19,21 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import mlx.core as mx
 import numpy as np
 
-from selfplay_ray.errors import AdapterError, InferenceError, SelfPlayError
-from selfplay_ray.inference.decoder import BatchSettings, Decoder, Listener
-from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest, TokenChunk
-from selfplay_ray.lora import LoRASettings, attach_lora, read_adapter, write_adapter
+from selfplay_ray.errors import ContextLengthError, EngineStoppedError, InferenceError, SelfPlayError
+from selfplay_ray.inference.adapters import Adapters
+from selfplay_ray.inference.decoder import BatchSettings, Decoder
+from selfplay_ray.inference.decoding import Listener
+from selfplay_ray.inference.requests import LIVE, EngineStats, Generation, GenerationRequest, TokenChunk
+from selfplay_ray.lora import LoRASettings
 from selfplay_ray.models import load_model
 
 __all__ = ["Engine", "EngineStats"]
 
 BURST_SECONDS = 0.002  # after a rest: requests made together arrive this close together, and share a prefill
+REST_SECONDS = 1.0  # of idleness after which memory is given back
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,10 @@ class _Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Swap:
-    weights: Mapping[str, np.ndarray]
-    version: int
+class _Change:
+    """Something to be done to the adapters between two steps."""
+
+    act: Callable[[Decoder], None]
     future: Future[None]
 
 
@@ -58,14 +63,23 @@ class _Stop:
 class Engine:
     """Decodes many requests at once on one model, from any number of event loops; weights change between steps.
 
-    With ``lora`` the model carries an adapter, at first without effect (version 0), which ``load_adapter`` sets.
-    ``prefill_step_size`` bounds the prompt tokens run between two decode steps. With ``fork`` requests that share
-    a prompt, or continue an earlier conversation, run only what is new; ``prefix_cache_bytes`` bounds what is kept
-    for that.
+    With ``lora`` the model carries adapters, up to ``max_adapters`` of them, and computes every request of a batch
+    with its own. ``LIVE`` is there from the start, at first without effect (version 0).
+
+    Args:
+        max_batch_size: most sequences decoded at once.
+        max_waiting: most requests that may wait besides; None: any number.
+        prefill_step_size: most prompt tokens run between two decode steps while anybody decodes.
+        kv_cache_bytes: what keys and values may take; requests wait until there is room for theirs. None: a quarter
+            of the memory.
+        prefix_cache_bytes, prefix_seconds: how much of that is kept for prompts that begin with what was run before,
+            and for how long since it was last of use.
+        fork: whether to run only what is new of prompts that were run before, or are asked for more than once.
 
     Raises:
         ModelError: there is no such model, or it can't be read.
         BLASError: MLX would be unusably slow here.
+        ConfigError: a bound that leaves nothing to do.
     """
 
     def __init__(
@@ -73,19 +87,31 @@ class Engine:
         model_path: str | Path,
         *,
         lora: LoRASettings | None = None,
+        max_adapters: int = 16,
         max_batch_size: int = 32,
+        max_waiting: int | None = None,
         prefill_step_size: int = 512,
-        fork: bool = True,
+        kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = 256 * 2**20,
+        prefix_seconds: float = 600.0,
+        fork: bool = True,
     ) -> None:
         self.model_path = model_path
-        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Swap | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Change | _Stop] = queue.SimpleQueue()
         self._lock = threading.Lock()  # between asking whether the thread has ended and leaving it a command
         self._ended = False
         self._cause: BaseException | None = None
-        settings = BatchSettings(max_batch_size, prefill_step_size, prefix_cache_bytes, fork)
+        settings = BatchSettings(
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            prefill_step_size=prefill_step_size,
+            kv_cache_bytes=kv_cache_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
+            prefix_seconds=prefix_seconds,
+            fork=fork,
+        )
         started: Future[_Core] = Future()
-        load = partial(_Core, model_path, lora, settings)
+        load = partial(_Core, model_path, lora, max_adapters, settings)
         self._thread = threading.Thread(
             target=self._run, args=(started, load), name="inference-engine", daemon=True
         )
@@ -97,7 +123,11 @@ class Engine:
         """Continue the prompt of ``request``. Cancelling the task that awaits this frees its place in the batch.
 
         Raises:
-            InferenceError: the request doesn't fit the model, or the engine has stopped.
+            UnknownNameError: its adapter isn't loaded.
+            ContextLengthError: it is longer than the model's context, or than the memory for keys and values.
+            InferenceError: it doesn't fit the model in another way.
+            QueueFullError: as many requests wait as may.
+            EngineStoppedError: the engine was closed, or its thread failed.
         """
         self.check_fits(request)
         future: Future[Generation] = Future()
@@ -109,11 +139,7 @@ class Engine:
             raise
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
-        """Like ``generate``, but token by token. Closing it before its end frees its place in the batch.
-
-        Raises:
-            InferenceError: the request doesn't fit the model, or the engine has stopped.
-        """
+        """Like ``generate``, but token by token. Closing it before its end frees its place in the batch."""
         self.check_fits(request)
         loop, future = asyncio.get_running_loop(), Future[Generation]()
         arrived: asyncio.Queue[TokenChunk | Future[Generation]] = asyncio.Queue()
@@ -133,30 +159,47 @@ class Engine:
                 self._commands.put(_Cancel(future))
 
     def check_fits(self, request: GenerationRequest) -> None:
-        """Raise InferenceError if the model can't take ``request``."""
+        """Raise what ``generate`` would raise about ``request`` itself."""
         self._core.check_fits(request)
 
     def check_alive(self) -> None:
-        """Raise InferenceError if the engine has stopped."""
+        """Raise EngineStoppedError if the engine has stopped."""
         with self._lock:
             if self._ended:
                 raise self._stopped() from self._cause
 
-    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Change the policy to ``weights``, called ``version``, between two decode steps; nothing is drained.
+    async def load_adapter(
+        self, weights: Mapping[str, np.ndarray], version: int, adapter: str = LIVE
+    ) -> None:
+        """Give ``adapter`` these weights, called ``version``, between two decode steps; nothing is drained.
+
+        Requests being decoded go on with the new weights, and say which token is of which; those whose prompt is
+        still being run begin it again.
 
         Raises:
-            AdapterError: the weights don't fit; then nothing has changed.
-            InferenceError: the engine has stopped.
+            AdapterError: the weights don't fit, or there is no room for one more; then nothing has changed.
+            EngineStoppedError: the engine has stopped.
         """
-        future: Future[None] = Future()
-        self._send(_Swap(weights, version, future))
-        await asyncio.wrap_future(future)
+        await self._change(lambda decoder: decoder.load_adapter(adapter, weights, version))
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """Take no more requests for ``adapter``; those there are go on with it to their end.
+
+        Raises:
+            UnknownNameError: it isn't loaded.
+            EngineStoppedError: the engine has stopped.
+        """
+        await self._change(lambda decoder: decoder.unload_adapter(adapter))
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """The version of every adapter by its name."""
+        return self._core.decoder.adapters.versions
 
     @property
     def adapter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """What ``load_adapter`` takes: the shape of every weight by its name; empty for a model without adapter."""
-        return self._core.adapter_shapes
+        return self._core.decoder.adapters.shapes
 
     @property
     def context_length(self) -> int | None:
@@ -165,14 +208,14 @@ class Engine:
 
     @property
     def policy_version(self) -> int:
-        """The version of the weights that draw the next token."""
-        return self._core.decoder.policy_version
+        """The version of ``LIVE``, which draws the next token of whoever asks for no other."""
+        return self.adapters.get(LIVE, 0)
 
     def stats(self) -> EngineStats:
         return self._core.decoder.stats()
 
     def close(self) -> None:
-        """Stop the thread and wait for it; what is unfinished fails with InferenceError. May be called twice."""
+        """Stop the thread and wait for it; what is unfinished fails with EngineStoppedError. May be called twice."""
         atexit.unregister(self.close)
         self._commands.put(_Stop())
         self._thread.join()
@@ -185,15 +228,20 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _send(self, command: _Submit | _Swap) -> None:
+    async def _change(self, act: Callable[[Decoder], None]) -> None:
+        future: Future[None] = Future()
+        self._send(_Change(act, future))
+        await asyncio.wrap_future(future)
+
+    def _send(self, command: _Submit | _Change) -> None:
         with self._lock:
             if self._ended:
                 raise self._stopped() from self._cause
             self._commands.put(command)
 
-    def _stopped(self) -> InferenceError:
+    def _stopped(self) -> EngineStoppedError:
         reason = "was closed" if self._cause is None else f"stopped: {self._cause!r}"
-        error = InferenceError(f"the inference engine of {self.model_path} {reason}; start another")
+        error = EngineStoppedError(f"the inference engine of {self.model_path} {reason}; start another")
         error.__cause__ = self._cause
         return error
 
@@ -211,19 +259,25 @@ class Engine:
     def _serve(self, core: _Core) -> None:
         while True:
             idle = not core.decoder.busy
-            command = self._next_command(wait=idle)
-            if command is None:
-                core.decoder.step()
-            elif isinstance(command, _Stop):
+            command = self._next_command(
+                wait=idle, timeout=REST_SECONDS if core.decoder.holds_prefixes else None
+            )
+            if isinstance(command, _Stop):
                 return
-            else:
+            if command is not None:
                 core.obey(command)
                 if idle:
                     time.sleep(BURST_SECONDS)
+            elif idle:
+                core.rest()
+            else:
+                core.decoder.step()
 
-    def _next_command(self, wait: bool) -> _Submit | _Cancel | _Swap | _Stop | None:
+    def _next_command(
+        self, wait: bool, timeout: float | None = None
+    ) -> _Submit | _Cancel | _Change | _Stop | None:
         try:
-            return self._commands.get(block=wait)
+            return self._commands.get(block=wait, timeout=timeout if wait else None)
         except queue.Empty:
             return None
 
@@ -235,7 +289,7 @@ class Engine:
             started.set_exception(cause)
             return
         while (command := self._next_command(wait=False)) is not None:
-            if isinstance(command, _Submit | _Swap) and command.future.set_running_or_notify_cancel():
+            if isinstance(command, _Submit | _Change) and command.future.set_running_or_notify_cancel():
                 command.future.set_exception(self._stopped())
         started.result().decoder.close(self._stopped())
 
@@ -243,44 +297,54 @@ class Engine:
 class _Core:
     """What lives in the engine's thread: the model, and the batch that is decoded on it."""
 
-    def __init__(self, model_path: str | Path, lora: LoRASettings | None, settings: BatchSettings) -> None:
-        self.model, tokenizer = load_model(model_path)
-        if lora is not None:
-            attach_lora(self.model, lora, seed=0)
-        self.decoder = Decoder(self.model, tokenizer.eos_token_ids, settings)
-        arguments = getattr(self.model, "args", None)  # not every model of mlx-lm tells its limits there
+    def __init__(
+        self, model_path: str | Path, lora: LoRASettings | None, max_adapters: int, settings: BatchSettings
+    ) -> None:
+        model, tokenizer = load_model(model_path)
+        adapters = Adapters(model, lora, max_adapters)
+        self.decoder = Decoder(model, tokenizer.eos_token_ids, settings, adapters)
+        arguments = getattr(model, "args", None)  # not every model of mlx-lm tells its limits there
         self.context_length: int | None = getattr(arguments, "max_position_embeddings", None)
-        self.adapter_shapes = {name: value.shape for name, value in read_adapter(self.model).items()}
         self._vocabulary_size: int | None = getattr(arguments, "vocab_size", None)
 
     def check_fits(self, request: GenerationRequest) -> None:
-        """Raise InferenceError if the model can't take ``request``. May be called in any thread."""
+        """Raise what is wrong with ``request``. May be called in any thread."""
         prompt, limit, size = request.prompt_token_ids, self.context_length, self._vocabulary_size
+        self.decoder.adapters.find(request.adapter)
+        needed = f"request {request.id} needs {len(prompt)} prompt + {request.max_tokens} new tokens"
         if limit is not None and len(prompt) + request.max_tokens > limit:
-            raise InferenceError(
-                f"request {request.id} needs {len(prompt)} prompt + {request.max_tokens} new tokens; "
-                f"the model's context holds {limit}"
+            raise ContextLengthError(f"{needed}; the model's context holds {limit}")
+        budget = self.decoder.budget
+        if not budget.rows(len(prompt) + request.max_tokens):
+            raise ContextLengthError(
+                f"{needed}, whose keys and values don't fit into the {budget.capacity} bytes the engine has for them"
             )
         if size is not None and not 0 <= min(prompt) <= max(prompt) < size:
             raise InferenceError(f"request {request.id} has token ids beyond the vocabulary of {size}")
 
-    def obey(self, command: _Submit | _Cancel | _Swap) -> None:
+    def obey(self, command: _Submit | _Cancel | _Change) -> None:
         match command:
             case _Submit(request, future, listener):
-                self.decoder.submit(request, future, listener)
+                try:
+                    self.decoder.submit(request, future, listener)
+                except SelfPlayError as error:
+                    _fail(future, error)
             case _Cancel(future):
                 self.decoder.cancel(future)
-            case _Swap():
-                self._swap(command)
+            case _Change(act, future) if future.set_running_or_notify_cancel():
+                try:
+                    act(self.decoder)
+                except SelfPlayError as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(None)
 
-    def _swap(self, swap: _Swap) -> None:
-        if not swap.future.set_running_or_notify_cancel():
-            return
-        started = time.perf_counter()
-        try:
-            write_adapter(self.model, swap.weights)
-        except AdapterError as error:
-            swap.future.set_exception(error)
-            return
-        self.decoder.change_policy(swap.version, time.perf_counter() - started)
-        swap.future.set_result(None)
+    def rest(self) -> None:
+        """Nothing was to do for a while."""
+        self.decoder.expire()
+        mx.clear_cache()
+
+
+def _fail(future: Future[Generation], error: SelfPlayError) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from selfplay_ray.errors import InferenceError
 from selfplay_ray.types import FinishReason, PolicySpan, check_spans
+
+LIVE = "live"
+"""The adapter that is being trained: an engine has it from the start, at first without effect, as version 0."""
 
 TopTokens = tuple[tuple[int, float], ...]
 """The likeliest tokens and their logprobs, best first."""
@@ -13,7 +16,7 @@ TopTokens = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """Asks for one continuation of ``prompt_token_ids``.
+    """Asks for one continuation of ``prompt_token_ids`` by ``adapter``; None is the base model without any.
 
     ``temperature`` 0 is greedy; the logprobs are then those of temperature 1. ``seed`` (64 bits) fixes the sample,
     whatever else is being decoded. Higher ``priority`` goes first, then who came first.
@@ -36,6 +39,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     min_tokens: int = 0
     top_logprobs: int = 0
+    adapter: str | None = LIVE
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -57,6 +61,7 @@ class Generation:
 
     ``logprobs[i]`` is that of ``token_ids[i]`` under the softmax it was drawn from; ``spans`` say which policy
     version drew which tokens. ``top_logprobs`` has an entry a token, empty where none was asked for.
+    ``seconds_to_first_token`` counts from when the request was made, and is no part of what makes two equal.
 
     Raises:
         InferenceError: a logprob or a version is missing.
@@ -67,6 +72,7 @@ class Generation:
     spans: tuple[PolicySpan, ...]
     finish_reason: FinishReason
     top_logprobs: tuple[TopTokens, ...] = ()
+    seconds_to_first_token: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.logprobs) != len(self.token_ids):
@@ -88,19 +94,33 @@ class TokenChunk:
     finish_reason: FinishReason | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """What an engine is doing, and has done since it started.
 
     ``running`` and ``waiting`` count requests. ``prompt_tokens`` were asked, ``prefilled_tokens`` of them had to be
-    run before decoding; the rest was forked or continued, or is a prompt's last token, with which decoding begins.
-    ``busy_seconds`` include prefill and decoding, ``swap_seconds`` are the changes of weights.
+    run before decoding, and ``reused_tokens`` not, as their keys and values were forked or kept; the rest are
+    prompts' last tokens, with which decoding begins. ``busy_seconds`` include prefill and decoding.
+
+    ``kv_bytes`` hold keys and values, ``prefix_bytes`` of them those kept for later prompts; the engine has
+    ``kv_capacity_bytes`` for them. ``prefix_queries`` count prompts that might have begun with kept ones,
+    ``prefix_hits`` those that did. ``swaps`` are changes of adapters, ``swap_seconds`` what they took, and
+    ``restarts`` the requests whose prompt had to be run again because of one. ``adapters`` are loaded.
     """
 
-    running: int
-    waiting: int
-    prompt_tokens: int
-    prefilled_tokens: int
-    generated_tokens: int
-    busy_seconds: float
-    swap_seconds: float
+    running: int = 0
+    waiting: int = 0
+    prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    busy_seconds: float = 0.0
+    kv_bytes: int = 0
+    prefix_bytes: int = 0
+    kv_capacity_bytes: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    swaps: int = 0
+    swap_seconds: float = 0.0
+    restarts: int = 0
+    adapters: int = 0

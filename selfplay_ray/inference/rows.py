@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from selfplay_ray.inference.adapters import Adapter, Adapters
 from selfplay_ray.inference.kv_cache import with_room
 from selfplay_ray.inference.requests import TopTokens
 from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
@@ -25,17 +26,22 @@ LayerCaches = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence: the ``ticket`` the engine knows it by, and how its tokens are drawn.
+    """One sequence: the ``ticket`` the engine knows it by, who speaks, and how the tokens are drawn.
 
     None of ``stop_token_ids`` is drawn among the first ``min_tokens``.
     """
 
     ticket: int
+    adapter: Adapter
     seed: int
     temperature: float
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     top: int = 0
+
+    def __deepcopy__(self, memo: object) -> Row:
+        """Itself: BatchGenerator copies caches deeply, and a copy of the adapter would never change its weights."""
+        return self
 
     def at(self, position: int) -> SamplingRow:
         """How its token number ``position`` is drawn."""
@@ -95,14 +101,14 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One batched draw: whose rows (by ticket), their logprobs float32[B], and the policy that drew them.
+    """One batched draw: whose rows (by ticket), their logprobs float32[B], and the policy version that drew each.
 
     ``likeliest`` are tokens and logprobs [B, K], where any row asked for them; ``tops`` how many each asked for.
     """
 
     tickets: tuple[int, ...]
     logprobs: mx.array
-    version: int
+    versions: tuple[int, ...]
     tops: tuple[int, ...] = ()
     likeliest: tuple[mx.array, mx.array] | None = None
 
@@ -126,13 +132,14 @@ class SampledModel:
     """
 
     model: nn.Module
-    version: int = 0
+    adapters: Adapters
     _logits: mx.array | None = None
     _rows: RowState | None = None
     _draws: list[Draw] = field(default_factory=list)
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         *layers, self._rows = cache
+        self.adapters.select([row.adapter for row in self._rows.rows])
         self._logits = self.model(tokens, cache=layers)[:, -1]
         return mx.zeros((tokens.shape[0], 1, 1))
 
@@ -141,14 +148,20 @@ class SampledModel:
         if self._logits is None or self._rows is None:
             raise RuntimeError("a draw without a forward pass before it")
         tickets = tuple(row.ticket for row in self._rows.rows)
+        versions = tuple(row.adapter.version for row in self._rows.rows)
         rows = self._rows.advance()
         tokens, logprobs = sample(self._logits, rows)
         tops = tuple(row.top for row in rows)
         best = likeliest(self._logits, rows) if any(tops) else None
         mx.async_eval(tokens, logprobs, *(best or ()))
-        self._draws.append(Draw(tickets, logprobs, self.version, tops, best))
+        self._draws.append(Draw(tickets, logprobs, versions, tops, best))
         self._logits = self._rows = None
         return tokens
+
+    @property
+    def drawn_tickets(self) -> set[int]:
+        """Whose tokens were drawn since ``take_draws`` was last called."""
+        return {ticket for draw in self._draws for ticket in draw.tickets}
 
     def take_draws(self) -> list[Draw]:
         """The draws since this was last called."""
@@ -158,3 +171,12 @@ class SampledModel:
     def new_caches(self) -> LayerCaches:
         """Empty caches for one sequence."""
         return with_room(make_prompt_cache(self.model))
+
+    def kv_bytes(self) -> tuple[int, int]:
+        """Bytes that a sequence takes for each of its tokens, and besides."""
+        caches = self.new_caches()
+        self.adapters.select([self.adapters.base])
+        self.model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
+        growing = [cache for cache in caches if getattr(cache, "keys", None) is not None]
+        constant = [cache for cache in caches if getattr(cache, "keys", None) is None]
+        return sum(int(c.nbytes) // c.keys.shape[2] for c in growing), sum(int(c.nbytes) for c in constant)

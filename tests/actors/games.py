@@ -92,7 +92,7 @@ class WeightlessEngine:
         pass
 
     async def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 0, 0, 0, 0.0, 0.0)
+        return EngineStats()
 
 
 class IdleLearner:

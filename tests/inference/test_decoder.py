@@ -5,14 +5,19 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import mlx.nn as nn
+import numpy as np
 import pytest
 
 from selfplay_ray.errors import ConfigError
+from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.decoder import WORTH_KEEPING, BatchSettings, Decoder
+from selfplay_ray.inference.decoder import MOST_RESTARTS, WORTH_KEEPING, BatchSettings, Decoder
 from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.lora import LoRASettings
+from selfplay_ray.models import load_model
 from selfplay_ray.types import Message
 
 EOS = {2}
@@ -20,7 +25,21 @@ PROMPT = tuple(range(100, 130))
 
 
 def decoder(model: nn.Module, *, batch: int = 32, step: int = 512, fork: bool = True) -> Decoder:
-    return Decoder(model, EOS, BatchSettings(batch, step, 2**28, fork))
+    return Decoder(model, EOS, BatchSettings(max_batch_size=batch, prefill_step_size=step, fork=fork))
+
+
+def trainable(folder: Path, *, step: int = 512) -> Decoder:
+    """A decoder whose policy can change: its model isn't shared with other tests."""
+    model = load_model(folder)[0]
+    settings = BatchSettings(prefill_step_size=step)
+    return Decoder(model, EOS, settings, Adapters(model, LoRASettings(), max_adapters=4))
+
+
+def weights(batch: Decoder, seed: int = 0) -> dict[str, np.ndarray]:
+    """Such as change what the model says."""
+    rng = np.random.default_rng(seed)
+    shapes = batch.adapters.shapes.items()
+    return {name: (0.3 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes}
 
 
 def request(
@@ -84,27 +103,51 @@ def test_a_later_turn_runs_only_what_is_new(tiny_model: nn.Module) -> None:
     assert tokens(continued) == tokens(run(decoder(tiny_model), second))
 
 
-def test_a_new_policy_begins_with_keys_of_its_own(tiny_model: nn.Module) -> None:
-    batch = decoder(tiny_model)
+def test_a_new_policy_begins_with_keys_of_its_own(tiny: Path) -> None:
+    batch = trainable(tiny)
     run(batch, request(1))
-    batch.change_policy(version=1, seconds=0.0)
+    batch.load_adapter("live", weights(batch), version=1)
     run(batch, request(2))
     assert batch.stats().prefilled_tokens == 29 + 29
 
 
-def test_who_comes_after_a_swap_shares_no_prefill_begun_before_it(tiny_model: nn.Module) -> None:
-    batch = decoder(tiny_model, step=8)  # 29 tokens take four steps
-    before = submit(batch, request(1))
+def test_a_prompt_begun_before_a_swap_is_begun_again(tiny: Path) -> None:
+    batch = trainable(tiny, step=8)  # 29 tokens take four steps
+    before = submit(batch, request(1), request(2))
     batch.step()
-    batch.change_policy(version=1, seconds=0.0)
-    after = submit(batch, request(2))
+    batch.load_adapter("live", weights(batch), version=1)
+    assert batch.stats().restarts == 2
     while batch.busy:
         batch.step()
-    assert batch.stats().prefilled_tokens == 29 + 29
-    # The one begun under version 0 drew its first token after the swap, and may say so; it isn't kept for others.
-    assert {s.version for future in [*before, *after] for s in future.result().spans} == {1}
-    run(batch, request(3))
-    assert batch.stats().prefilled_tokens == 29 + 29
+    fresh = trainable(tiny)
+    fresh.load_adapter("live", weights(batch), version=1)
+    begun_again = [future.result() for future in before]
+    assert tokens(begun_again) == tokens(run(fresh, request(1), request(2)))
+    assert {span.version for generation in begun_again for span in generation.spans} == {1}
+
+
+def test_weights_that_change_all_the_time_do_not_keep_a_prompt_from_its_end(tiny: Path) -> None:
+    batch = trainable(tiny, step=2)  # 15 steps
+    (future,) = submit(batch, request(1))
+    for version in range(1, 40):
+        batch.step()
+        if not future.done():
+            batch.load_adapter("live", weights(batch), version)
+    assert future.done()
+    assert batch.stats().restarts == MOST_RESTARTS
+
+
+def test_who_has_drawn_a_token_goes_on_through_a_swap(tiny: Path) -> None:
+    batch = trainable(tiny)
+    (future,) = submit(batch, request(1))
+    batch.step()
+    batch.step()
+    assert batch.stats().generated_tokens <= 1  # the first token may be drawn and not yet told of
+    batch.load_adapter("live", weights(batch), version=1)
+    while batch.busy:
+        batch.step()
+    assert [span.version for span in future.result().spans] == [0, 1]
+    assert batch.stats().restarts == 0
 
 
 def test_prompts_of_all_lengths_together_are_as_alone(tiny_model: nn.Module) -> None:
@@ -128,7 +171,7 @@ def test_the_highest_priority_goes_first_then_who_came_first(tiny_model: nn.Modu
 def test_the_stop_token_is_part_of_what_was_said(tiny_model: nn.Module) -> None:
     (long,) = run(decoder(tiny_model), request(4, max_tokens=6))
     third = long.token_ids[2]
-    stopping = Decoder(tiny_model, {third}, BatchSettings(32, 512, 2**28, True))
+    stopping = Decoder(tiny_model, {third}, BatchSettings())
     (stopped,) = run(stopping, request(4, max_tokens=6))
     assert stopped.token_ids == long.token_ids[: long.token_ids.index(third) + 1]
     assert stopped.finish_reason == "stop"
@@ -165,8 +208,10 @@ def test_closing_gives_up_what_is_unfinished(tiny_model: nn.Module) -> None:
 
 
 def test_a_batch_of_0_is_refused() -> None:
-    settings = BatchSettings(1, 1, 0, True)
+    settings = BatchSettings()
     with pytest.raises(ConfigError, match="batch size"):
         replace(settings, max_batch_size=0)
     with pytest.raises(ConfigError, match="prefill step"):
         replace(settings, prefill_step_size=0)
+    with pytest.raises(ConfigError, match="0 or more that wait"):
+        replace(settings, max_waiting=-1)

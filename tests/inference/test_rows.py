@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.inference.decoder import to_spans
+from selfplay_ray.inference.adapters import Adapter
+from selfplay_ray.inference.decoding import to_spans
 from selfplay_ray.inference.rows import Row, RowState
 from selfplay_ray.inference.sampling import SamplingRow
 from selfplay_ray.types import PolicySpan
 
+SPEAKER = Adapter("live")
+
+
+def row(ticket: int) -> Row:
+    return Row(ticket, SPEAKER, seed=100 + ticket, temperature=1.0)
+
 
 def state(*tickets: int) -> RowState:
-    return RowState.merge(
-        [RowState.of(Row(ticket, seed=100 + ticket, temperature=1.0)) for ticket in tickets]
-    )
+    return RowState.merge([RowState.of(row(ticket)) for ticket in tickets])
 
 
 def test_advancing_counts_the_draws_of_each_row() -> None:
@@ -28,10 +35,14 @@ def test_advancing_counts_the_draws_of_each_row() -> None:
     ]
 
 
+def test_a_copy_is_of_the_same_speaker() -> None:
+    assert copy.deepcopy(state(0)).rows[0].adapter is SPEAKER
+
+
 def test_one_row_can_be_taken_out() -> None:
     rows = state(0, 1)
     rows.advance()
-    assert rows.extract(1) == RowState([Row(1, 101, 1.0)], [1])
+    assert rows.extract(1) == RowState([row(1)], [1])
 
 
 @given(st.lists(st.sampled_from(["advance", "filter", "extend"]), max_size=12), st.data())

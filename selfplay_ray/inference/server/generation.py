@@ -13,9 +13,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from selfplay_ray.inference.decoder import to_spans
 from selfplay_ray.inference.requests import Generation, GenerationRequest, TokenChunk
-from selfplay_ray.inference.server.answers import VersionSpan
 from selfplay_ray.inference.server.context import ServerContext
 from selfplay_ray.inference.server.errors import CLIENT_CLOSED_REQUEST, APIError, bad_request
 from selfplay_ray.inference.server.reply import Piece, Reply, ReplyReader, pieces
@@ -64,6 +62,7 @@ def plan(
     """
     refuse_what_changes_the_distribution(sampling)
     _check(sampling, max_tokens)
+    context.queue.check(len(prompts) * sampling.n)
     name = f"{prefix}-{uuid.uuid4().hex}"
     seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
     requests = tuple(
@@ -84,7 +83,6 @@ def plan(
     )
     for request in requests[:: sampling.n]:
         context.models.check(request)
-    context.queue.check(len(requests))
     stops = (sampling.stop,) if isinstance(sampling.stop, str) else tuple(sampling.stop or ())
     return Job(name, model, sampling, stops, tuple(prompts), requests)
 
@@ -129,11 +127,6 @@ async def unless_hung_up(request: Request, work: Coroutine[object, object, T]) -
         return task.result()
     finally:
         await _cancel([task, gone])
-
-
-def spans(versions: Sequence[int]) -> list[VersionSpan]:
-    """Policy versions, one a token, as JSON."""
-    return [VersionSpan(start=s.start, end=s.end, version=s.version) for s in to_spans(versions)]
 
 
 def refuse_what_changes_the_distribution(request: Neutral) -> None:
@@ -190,13 +183,13 @@ async def _reply(context: ServerContext, job: Job, request: GenerationRequest) -
 async def _pieces(
     context: ServerContext, job: Job, request: GenerationRequest, *, incremental: bool
 ) -> AsyncGenerator[Piece, None]:
-    sampling = job.sampling
+    sampling, chat = job.sampling, context.tokenizing.chat
     reader = ReplyReader(
-        lambda tokens: context.chat.text_of(tokens, skip_special_tokens=sampling.skip_special_tokens),
+        lambda tokens: chat.text_of(tokens, skip_special_tokens=sampling.skip_special_tokens),
         job.stops,
         include_stop=sampling.include_stop_str_in_output,
         min_tokens=sampling.min_tokens,
-        end_of_turn=context.chat.eos_token_ids,
+        end_of_turn=chat.eos_token_ids,
     )
     with context.queue.place(), context.metrics.request() as measure:
         source = context.models.stream if incremental else partial(_at_once, context.models)

@@ -1,0 +1,199 @@
+"""Low-rank adapters side by side on one model: which there are, and layers that compute every row with its own.
+
+An adapted layer computes h = W x + s · B_i A_i x (Hu et al. 2021, arXiv:2106.09685, eq. 3), i being the row's
+adapter. Where the rows of a batch differ, the A of all of them are joined along the rank, as are the B:
+z = x [A_1 A_2 …] is set to zero outside the row's own part, and z [B_1; B_2; …] added. That is two dense products
+however the rows are mixed, on any backend; a product gathered row by row (Punica, Chen et al. 2023,
+arXiv:2310.18547) is a loop over rows on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
+
+from selfplay_ray.errors import AdapterError, UnknownNameError
+from selfplay_ray.inference.requests import LIVE
+from selfplay_ray.lora import LoRASettings, attach_lora, check_shapes, read_adapter
+
+Factors = dict[str, tuple[mx.array, mx.array]]
+"""A [in, r] and B [r, out] of every adapted layer, by its path (of experts: [E, r, in] and [E, out, r])."""
+
+
+@dataclass(slots=True, eq=False)
+class Adapter:
+    """One policy on the base model. Rows of a batch hold on to it, through changes of its weights and its unloading.
+
+    ``factors`` empty: it is the base model itself. ``name`` None: and always will be.
+    """
+
+    name: str | None
+    version: int = 0
+    factors: Factors = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Selection:
+    """What the next forward pass computes: the factors of every layer, and where rows differ in their adapter,
+    ``own`` float32[B, R], 1 in the part of the joined rank that is the row's own."""
+
+    factors: Factors = field(default_factory=dict)
+    own: mx.array | None = None
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer, plain or quantized, beside which ``selection`` says what is to be added."""
+
+    def __init__(self, linear: nn.Module, path: str, scale: float, selection: Selection) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.linear = linear
+        self._path, self._scale, self._selection = path, scale, selection
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y: mx.array = self.linear(x)
+        if self._path not in self._selection.factors:
+            return y
+        a, b = self._selection.factors[self._path]
+        z = x @ a
+        if self._selection.own is not None:
+            z = z * _per_row(self._selection.own, z)
+        return y + (self._scale * (z @ b)).astype(x.dtype)
+
+
+class AdaptedExperts(nn.Module):
+    """The same for the experts of a mixture, to which rows come in any order: no two adapters at once."""
+
+    def __init__(self, linear: nn.Module, path: str, scale: float, selection: Selection) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.linear = linear
+        self._path, self._scale, self._selection = path, scale, selection
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        y: mx.array = self.linear(x, indices, sorted_indices=sorted_indices)
+        if self._path not in self._selection.factors:
+            return y
+        z = x
+        for factor in self._selection.factors[self._path]:
+            z = mx.gather_mm(z, factor.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_indices)
+        return y + (self._scale * z).astype(x.dtype)
+
+
+class Adapters:
+    """The adapters loaded on ``model``, by name; the base model under None. Single-threaded but for ``find``.
+
+    With ``settings`` None the model takes none, and ``LIVE`` is the base model.
+    """
+
+    def __init__(self, model: nn.Module, settings: LoRASettings | None, max_adapters: int) -> None:
+        self._max_adapters = max_adapters
+        self._selection = Selection()
+        self._joined: tuple[tuple[Factors, ...], Factors] = ((), {})
+        self.base = Adapter(None)
+        self._by_name: dict[str, Adapter] = {LIVE: Adapter(LIVE)}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.can_mix = True
+        if settings is not None:
+            attach_lora(model, settings, seed=0)
+            self.shapes = {name: weight.shape for name, weight in read_adapter(model).items()}
+            self._replace_layers(model)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version of every adapter by its name."""
+        return {name: adapter.version for name, adapter in self._by_name.items()}
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of those that have weights."""
+        return [name for name, adapter in self._by_name.items() if adapter.factors]
+
+    def find(self, name: str | None) -> Adapter:
+        """Raises UnknownNameError if no adapter of that name is loaded. May be called in any thread."""
+        adapter = self.base if name is None else self._by_name.get(name)
+        if adapter is None:
+            raise UnknownNameError("adapter", str(name), self._by_name)
+        return adapter
+
+    def load(self, name: str, weights: Mapping[str, np.ndarray], version: int) -> Adapter:
+        """Add an adapter, or give the one of that name other weights: all of them or, raising AdapterError, none."""
+        check_shapes(self.shapes, weights)
+        loaded = self.loaded
+        if name not in loaded and len(loaded) >= self._max_adapters:
+            raise AdapterError(
+                f"there is no room for adapter {name!r}: the engine was started for {self._max_adapters}, and "
+                f"{', '.join(loaded)} are loaded; unload one"
+            )
+        factors = _factors({key: mx.array(weight.astype(np.float32)) for key, weight in weights.items()})
+        mx.eval(factors)
+        adapter = self._by_name.setdefault(name, Adapter(name))
+        adapter.factors, adapter.version = factors, version
+        return adapter
+
+    def unload(self, name: str) -> Adapter:
+        """Forget the adapter, but for the rows that hold on to it. Raises UnknownNameError."""
+        self.find(name)
+        return self._by_name.pop(name)
+
+    def select(self, rows: Sequence[Adapter]) -> None:
+        """Let the next forward pass compute row i with ``rows[i]``."""
+        used = [adapter for adapter in dict.fromkeys(rows) if adapter.factors]
+        if not used:
+            self._selection.factors, self._selection.own = {}, None
+        elif len(used) == 1 and all(adapter is used[0] for adapter in rows):
+            self._selection.factors, self._selection.own = used[0].factors, None
+        else:
+            used.sort(key=id)  # so that another order of the rows joins nothing anew
+            self._selection.factors = self._join(used)
+            self._selection.own = _own_parts(rows, used)
+
+    def _join(self, adapters: Sequence[Adapter]) -> Factors:
+        parts = tuple(adapter.factors for adapter in adapters)
+        if len(parts) == 1:
+            return parts[0]
+        last, joined = self._joined
+        if len(parts) != len(last) or any(new is not old for new, old in zip(parts, last, strict=True)):
+            joined = {
+                path: (
+                    mx.concatenate([part[path][0] for part in parts], axis=-1),
+                    mx.concatenate([part[path][1] for part in parts], axis=-2),
+                )
+                for path in parts[0]
+            }
+            self._joined = parts, joined
+        return joined
+
+    def _replace_layers(self, model: nn.Module) -> None:
+        """Put ours where mlx-lm has put LoRA layers for one adapter."""
+        layers: list[tuple[str, nn.Module]] = []
+        for path, module in model.named_modules():
+            if isinstance(module, LoRALinear):
+                layers.append((path, AdaptedLinear(module.linear, path, module.scale, self._selection)))
+            elif isinstance(module, LoRASwitchLinear):
+                layers.append((path, AdaptedExperts(module.linear, path, module.scale, self._selection)))
+                self.can_mix = False
+        model.update_modules(tree_unflatten(layers))
+
+
+def _factors(arrays: Mapping[str, mx.array]) -> Factors:
+    paths = [name.removesuffix(".lora_a") for name in arrays if name.endswith(".lora_a")]
+    return {path: (arrays[f"{path}.lora_a"], arrays[f"{path}.lora_b"]) for path in paths}
+
+
+def _own_parts(rows: Sequence[Adapter], used: Sequence[Adapter]) -> mx.array:
+    """float32[B, R]: 1 where the joined rank is of the row's own adapter."""
+    ranks = [next(iter(adapter.factors.values()))[0].shape[-1] for adapter in used]
+    own = np.array([[adapter is row for adapter in used] for row in rows], dtype=np.float32)
+    return mx.array(np.repeat(own, ranks, axis=1))
+
+
+def _per_row(own: mx.array, z: mx.array) -> mx.array:
+    """``own`` [B, R] in the shape of ``z`` [B, …, R], or of [B · T, R] where a model has made one axis of two."""
+    if own.shape[0] != z.shape[0]:
+        own = mx.repeat(own, z.shape[0] // own.shape[0], axis=0)
+    return own.reshape(own.shape[0], *[1] * (z.ndim - 2), own.shape[1])

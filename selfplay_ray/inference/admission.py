@@ -1,0 +1,86 @@
+"""Who may enter the batch: whole groups, in their order, as far as there is memory for their keys and values."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from selfplay_ray.inference.adapters import Adapter
+from selfplay_ray.inference.decoding import Decoding, Tokens
+from selfplay_ray.inference.kv_cache import ROOM
+from selfplay_ray.inference.requests import Generation
+
+
+class WaitingGroups:
+    """Requests that wait. Samples of one prompt wait together, at the place of the first of them.
+
+    A group is to enter as one, so that its prompt is run once and its samples are drawn by one policy; nobody
+    overtakes it meanwhile, or it might wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[Adapter, Tokens], list[Decoding]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Decoding]:
+        for group in self._groups.values():
+            yield from group
+
+    def add(self, decoding: Decoding) -> None:
+        bisect.insort(self._groups.setdefault(decoding.group, []), decoding)
+        self._count += 1
+
+    def first(self) -> Sequence[Decoding]:
+        """The group whose turn it is, in the order of its members; empty if nobody waits."""
+        return min(self._groups.values(), key=lambda group: group[0], default=())
+
+    def remove(self, decoding: Decoding) -> None:
+        group = self._groups[decoding.group]
+        group.remove(decoding)
+        if not group:
+            del self._groups[decoding.group]
+        self._count -= 1
+
+    def discard(self, future: Future[Generation]) -> bool:
+        """Forget the request of ``future``; whether it waited here."""
+        for decoding in self:
+            if decoding.future is future:
+                self.remove(decoding)
+                return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class KVBudget:
+    """How many bytes keys and values may take, and how many they take: ``per_token`` for each position of a row,
+    and ``per_row`` besides, for models whose state doesn't grow."""
+
+    capacity: int
+    per_token: int
+    per_row: int = 0
+
+    def needed(self, rows: int, longest: int) -> int:
+        """Bytes for a batch of ``rows``: all are padded to ``longest``, the longest that one of them may become."""
+        return rows * (self.per_row + self.per_token * -(-longest // ROOM) * ROOM)
+
+    def rows(self, longest: int) -> int:
+        """How many rows of ``longest`` positions there is memory for."""
+        return self.capacity // max(1, self.needed(1, longest))
+
+    def reserved(self, decodings: Collection[Decoding]) -> int:
+        """Bytes that ``decodings`` may come to take together."""
+        return self.needed(len(decodings), max((one.most_tokens for one in decodings), default=0))
+
+
+def default_kv_bytes() -> int:
+    """A quarter of the memory that models run in: the GPU's own, else this machine's."""
+    memory = mx.device_info().get("memory_size")  # which a CPU's lacks
+    return int(memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 4

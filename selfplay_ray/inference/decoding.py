@@ -1,0 +1,127 @@
+"""One request on its way through the engine: what it asked for, where it is, and its tokens as they come."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from selfplay_ray.inference.adapters import Adapter
+from selfplay_ray.inference.requests import Generation, GenerationRequest, TokenChunk, TopTokens
+from selfplay_ray.inference.rows import Row
+from selfplay_ray.types import FinishReason, PolicySpan
+
+Tokens = tuple[int, ...]
+Listener = Callable[[TokenChunk], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What is known of a token beside itself."""
+
+    logprob: float
+    version: int
+    top: TopTokens
+
+
+@dataclass(slots=True, eq=False)
+class Decoding:
+    """A request, its place in the queue by ``ticket``, and whom to tell.
+
+    ``prompt_version`` is the adapter's when its prompt was begun; ``restarts`` how often that was begun again
+    because the adapter has changed since.
+    """
+
+    ticket: int
+    request: GenerationRequest
+    adapter: Adapter
+    stop_token_ids: frozenset[int]
+    future: Future[Generation]
+    listener: Listener | None = None
+    prompt_version: int = 0
+    restarts: int = 0
+    uid: int | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    top_logprobs: list[TopTokens] = field(default_factory=list)
+    submitted: float = field(default_factory=time.perf_counter)
+    seconds_to_first_token: float = 0.0
+
+    def __lt__(self, other: Decoding) -> bool:
+        """Higher priority first, then who came first."""
+        return (-self.request.priority, self.ticket) < (-other.request.priority, other.ticket)
+
+    @property
+    def head(self) -> Tokens:
+        """What is prefilled: all of the prompt but its last token, with which decoding begins."""
+        return self.request.prompt_token_ids[:-1]
+
+    @property
+    def group(self) -> tuple[Adapter, Tokens]:
+        """Requests with the same one are samples of one prompt."""
+        return self.adapter, self.head
+
+    @property
+    def prefill(self) -> tuple[Adapter, int, Tokens]:
+        """Requests with the same one can share a prefill: the policy that runs it, and the tokens."""
+        return self.adapter, self.prompt_version, self.head
+
+    @property
+    def most_tokens(self) -> int:
+        """How many positions its keys and values may come to take."""
+        return len(self.request.prompt_token_ids) + self.request.max_tokens
+
+    @property
+    def row(self) -> Row:
+        request = self.request
+        return Row(
+            self.ticket,
+            self.adapter,
+            request.seed,
+            request.temperature,
+            request.min_tokens,
+            self.stop_token_ids,
+            request.top_logprobs,
+        )
+
+    def take(self, token: int, drawn: Drawn, reason: FinishReason | None) -> None:
+        """The next token; tells whoever listens."""
+        if not self.token_ids:
+            self.seconds_to_first_token = time.perf_counter() - self.submitted
+        self.token_ids.append(token)
+        self.logprobs.append(drawn.logprob)
+        self.versions.append(drawn.version)
+        self.top_logprobs.append(drawn.top)
+        if self.listener is not None:
+            self.listener(TokenChunk((token,), (drawn.logprob,), (drawn.version,), (drawn.top,), reason))
+
+    def finish(self, reason: FinishReason) -> None:
+        """Hand the generation to whoever waits for it."""
+        generation = Generation(
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            to_spans(self.versions),
+            reason,
+            tuple(self.top_logprobs),
+            self.seconds_to_first_token,
+        )
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(generation)
+
+    def fail(self, error: BaseException) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+def to_spans(versions: Sequence[int]) -> tuple[PolicySpan, ...]:
+    """Policy versions, one a token, as spans of equal ones."""
+    spans: list[PolicySpan] = []
+    start = 0
+    for version, group in itertools.groupby(versions):
+        end = start + len(list(group))
+        spans.append(PolicySpan(start, end, version))
+        start = end
+    return tuple(spans)
