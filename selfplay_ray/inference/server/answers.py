@@ -58,6 +58,18 @@ class Choice(BaseModel):
     policy_versions: list[VersionSpan] | None = None
 
 
+class Event(BaseModel):
+    """Something that can be sent while more is being said; ``usage`` is told if asked for."""
+
+    usage: Usage | None = None
+
+
+class OpenAIAnswer(Event):
+    id: str
+    created: int
+    model: str
+
+
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -68,13 +80,9 @@ class ChatChoice(Choice):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatCompletion(BaseModel):
-    id: str
+class ChatCompletion(OpenAIAnswer):
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage
     prompt_token_ids: list[int] | None = None
 
 
@@ -88,13 +96,9 @@ class ChatChunkChoice(Choice):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatCompletionChunk(BaseModel):
-    id: str
+class ChatCompletionChunk(OpenAIAnswer):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
 
 
@@ -104,24 +108,23 @@ class CompletionChoice(Choice):
     prompt_token_ids: list[int] | None = None
 
 
-class Completion(BaseModel):
-    """Also a chunk of a stream: then each choice holds what is new, and ``usage`` comes last, if asked for."""
+class Completion(OpenAIAnswer):
+    """Also a chunk of a stream: then each choice holds what is new."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
 
 
 class GenerateChoice(Choice):
     logprobs: ChatLogprobs | None = None
 
 
-class GenerateAnswer(BaseModel):
+class GenerateChunk(Event):
     request_id: str
     choices: list[GenerateChoice]
+
+
+class GenerateAnswer(GenerateChunk):
     prompt_logprobs: None = None
     kv_transfer_params: None = None
 

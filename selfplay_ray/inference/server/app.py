@@ -11,15 +11,17 @@ from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.server import (
     routes_chat,
     routes_completions,
+    routes_generate,
     routes_models,
     routes_status,
     routes_tokens,
 )
 from selfplay_ray.inference.server.context import Queue, ServerContext
 from selfplay_ray.inference.server.errors import answer_errors
-from selfplay_ray.inference.server.guards import BearerToken, BodyLimit
+from selfplay_ray.inference.server.guards import BearerToken, BodyLimit, LocalHost
 from selfplay_ray.inference.server.metrics import RequestMetrics
 from selfplay_ray.inference.server.served import ServedModels
+from selfplay_ray.inference.server.tokenizing import Tokenizing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,31 @@ def create_app(
     models: ServedModels,
     chat: ChatTokenizer,
     *,
+    host: str = "localhost",
     api_key: str | None = None,
     limits: ServerLimits | None = None,
 ) -> FastAPI:
-    """An ASGI application that serves ``models``; with ``api_key`` only to those who send it."""
+    """An ASGI application that serves ``models``; with ``api_key`` only to those who send it.
+
+    Without one only to those who call it by a name of this machine, or ``host``.
+    """
     limits = limits or ServerLimits()
     app = FastAPI(title="selfplay-ray", version=selfplay_ray.__version__, docs_url=None, redoc_url=None)
-    app.state.context = ServerContext(models, chat, Queue(limits.generations), RequestMetrics())
-    for room in (routes_chat, routes_completions, routes_tokens, routes_models, routes_status):
+    app.state.context = ServerContext(models, Tokenizing(chat), Queue(limits.generations), RequestMetrics())
+    for room in (
+        routes_chat,
+        routes_completions,
+        routes_generate,
+        routes_tokens,
+        routes_models,
+        routes_status,
+    ):
         app.include_router(room.router)
     answer_errors(app)
     app.add_middleware(BodyLimit, limit=limits.request_bytes, adapter_limit=limits.adapter_bytes)
+    # The last one added stands outermost.
     if api_key is not None:
-        app.add_middleware(BearerToken, key=api_key)  # the last one added stands outermost
+        app.add_middleware(BearerToken, key=api_key)
+    else:
+        app.add_middleware(LocalHost, host=host)
     return app

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import socket
 import sys
@@ -18,6 +17,7 @@ from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.peft import AdapterShape
 from selfplay_ray.inference.server.app import ServerLimits, create_app
+from selfplay_ray.inference.server.guards import is_loopback
 from selfplay_ray.inference.server.served import OneAdapter
 from selfplay_ray.lora import LoRASettings
 from selfplay_ray.models import SMOLLM2, resolve_model
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         shape = AdapterShape(engine.adapter_shapes, lora.scale) if lora else None
         models = OneAdapter(engine, options.served_model_name or options.model, shape)
         limits = ServerLimits(generations=options.max_waiting + options.max_batch_size)
-        app = create_app(models, chat, api_key=options.api_key, limits=limits)
+        app = create_app(models, chat, host=options.host, api_key=options.api_key, limits=limits)
         sys.stdout.write(f"serving {models.base} on {_url(listener)}/v1; Ctrl-C ends it\n")
         sys.stdout.flush()
         server_for(app).run(sockets=[listener])
@@ -88,14 +88,6 @@ def bind(host: str, port: int) -> socket.socket:
             f"port {port} on {host} can't be had: {error.strerror}; choose another with --port"
         ) from None
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

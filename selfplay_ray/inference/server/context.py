@@ -9,10 +9,10 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.server.errors import APIError, bad_request
 from selfplay_ray.inference.server.metrics import RequestMetrics
 from selfplay_ray.inference.server.served import ServedModels
+from selfplay_ray.inference.server.tokenizing import Tokenizing
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Queue:
 @dataclass(frozen=True, slots=True)
 class ServerContext:
     models: ServedModels
-    chat: ChatTokenizer
+    tokenizing: Tokenizing
     queue: Queue
     metrics: RequestMetrics
 

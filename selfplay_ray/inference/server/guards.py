@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +14,38 @@ from selfplay_ray.inference.server.errors import APIError
 
 OPEN_PATHS = ("/health", "/ping")
 ADAPTER_PATH = "/v1/load_lora_adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHost:
+    """Lets through what was sent to this machine by a name of its own, or by ``host``.
+
+    A page somewhere can let its own name point to 127.0.0.1 and have a browser here send it requests (DNS rebinding);
+    the name it used is in them. Starlette's TrustedHostMiddleware answers in another shape.
+    """
+
+    app: ASGIApp
+    host: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_ours(scope):
+            error = APIError(
+                403,
+                "this server has no API key and so serves only who asks for it as localhost; the Host header says "
+                "otherwise: start the server with --api-key",
+                code="host_not_allowed",
+            )
+            await error.response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        try:
+            name = urlsplit(f"//{given}").hostname or ""
+        except ValueError:  # brackets with no address in them
+            return False
+        return is_loopback(name) or name == self.host.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +71,14 @@ class BearerToken:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.key.encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

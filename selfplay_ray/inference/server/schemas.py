@@ -171,7 +171,6 @@ class CompletionRequest(Common):
 class TokenSamplingParams(Sampling):
     """vLLM's ``SamplingParams``, as ``/inference/v1/generate`` takes them."""
 
-    max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     output_kind: int | None = None
 
@@ -181,7 +180,8 @@ class TokenGenerateRequest(RequestModel):
     sampling_params: TokenSamplingParams
     model: str | None = None
     request_id: str | None = None
-    stream: Literal[False] | None = False
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
     cache_salt: str | None = None
     priority: int = Field(0, ge=-(2**31), lt=2**31)
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from selfplay_ray.errors import InferenceError
-from selfplay_ray.inference.server.answers import Usage
 from selfplay_ray.inference.server.errors import unavailable
-from selfplay_ray.inference.server.schemas import StreamOptions
-
-if TYPE_CHECKING:
-    from selfplay_ray.inference.server.generation import Job
 
 DONE = "data: [DONE]\n\n"
 
@@ -28,15 +22,6 @@ def event_stream(events: AsyncGenerator[BaseModel, None]) -> StreamingResponse:
     """One event for each of ``events``, an error as the last if there is one, then ``[DONE]``."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(_lines(events), media_type="text/event-stream", headers=headers)
-
-
-def usage_of_stream(
-    options: StreamOptions | None, job: Job, versions: Sequence[Sequence[int]]
-) -> Usage | None:
-    """What a stream has used, if it was asked to tell; ``versions`` has one entry a token."""
-    if options is None or not options.include_usage:
-        return None
-    return Usage.of(job.prompt_tokens, sum(map(len, versions)))
 
 
 async def _lines(events: AsyncGenerator[BaseModel, None]) -> AsyncGenerator[str, None]:

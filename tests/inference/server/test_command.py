@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from selfplay_ray.command import run_command
-from selfplay_ray.inference.server.command import KEY_VARIABLE, is_loopback
+from selfplay_ray.inference.server.command import KEY_VARIABLE
+from selfplay_ray.inference.server.guards import is_loopback
 from selfplay_ray.jobs.serve import main
 
 COMMAND = [sys.executable, "-m", "selfplay_ray.inference.server"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import time
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_a_full_queue_says_so(tiny: Path):
 
 
 def test_only_who_has_the_key_is_served(tiny: Path):
-    with running_server(tiny, api_key="sésame") as server:
+    with running_server(tiny, api_key="sésame") as server:  # who has it may use any name
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sésame"}):
             given = {name: value.encode() for name, value in headers.items()}
             for method, path in (
@@ -77,7 +78,35 @@ def test_only_who_has_the_key_is_served(tiny: Path):
                 assert refused.json()["error"]["code"] == "invalid_api_key"
         assert server.get("/health").status_code == 200
         key = {"Authorization": "Bearer sésame".encode()}
-        assert httpx.get(f"{server.url}/v1/models", headers=key).status_code == 200
+        named = {**key, "Host": "engine.example"}
+        for headers in (key, named):
+            assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:8000", "10.0.0.1", "[::1", "", "0.0.0.0"]
+)
+def test_without_a_key_a_name_that_is_not_this_machines_is_refused(server: Running, host: str):
+    refused = server.get("/v1/models", Host=host)  # as a browser sends it whose DNS was made to lie
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "host_not_allowed")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "127.0.0.5", "[::1]:8000"])
+def test_any_name_of_this_machine_will_do(server: Running, host: str):
+    assert server.get("/v1/models", Host=host).status_code == 200
+
+
+def test_no_other_sites_page_may_ask(server: Running):
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        httpx.options(f"{server.url}/v1/completions", headers=asked),
+        server.post("/v1/completions", SHORT, Origin="http://evil.example"),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+    # What a page may send anyhow, a form's types or none at all, is no request.
+    for kind in ({}, {"Content-Type": "text/plain"}):
+        sent = httpx.post(f"{server.url}/v1/completions", content=json.dumps(SHORT), headers=kind)
+        assert sent.status_code == 400
 
 
 def test_what_is_too_large_is_refused(tiny: Path):

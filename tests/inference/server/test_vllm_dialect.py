@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from server_running import Running, running_server
 
 import selfplay_ray
 from selfplay_ray.inference.requests import GenerationRequest
+from selfplay_ray.types import Message
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "seed": 1}
 
@@ -33,6 +35,42 @@ def test_tokens_in_tokens_out(server: Running):
         assert [entry["token"] for entry in content] == [f"token_id:{token}" for token in direct.token_ids]
 
 
+def test_tokens_out_as_they_are_sampled(server: Running):
+    sampling = {"seed": 9, "logprobs": 1, "n": 2, "max_tokens": 5}
+    asked = {"token_ids": [5, 6, 7], "sampling_params": sampling, "request_id": "mine"}
+    whole = server.post("/inference/v1/generate", asked).json()
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = stream(server, "/inference/v1/generate", {**asked, "stream": True, "stream_options": options})
+    assert {event["request_id"] for event in events} == {"mine"}
+    for choice in whole["choices"]:
+        mine = [event for event in events[:-1] if event["choices"][0]["index"] == choice["index"]]
+        parts = [event["choices"][0] for event in mine]
+        assert [token for part in parts for token in part["token_ids"]] == choice["token_ids"]
+        content = [entry for part in parts for entry in part["logprobs"]["content"]]
+        assert [e["logprob"] for e in content] == pytest.approx(
+            [e["logprob"] for e in choice["logprobs"]["content"]], abs=1e-5
+        )
+        assert [part.get("finish_reason") for part in parts] == [None] * (len(parts) - 1) + ["length"]
+        assert parts[-1]["policy_versions"] == choice["policy_versions"]
+        so_far = list(itertools.accumulate(len(part["token_ids"]) for part in parts))
+        assert [event["usage"]["completion_tokens"] for event in mine] == so_far
+    assert (events[-1]["choices"], events[-1]["usage"]["total_tokens"]) == ([], 3 + 2 * 5)
+    assert whole["usage"] == events[-1]["usage"]
+
+
+def test_tokens_without_max_tokens_fill_the_context(server: Running):
+    asked = {"token_ids": [5] * 1000, "sampling_params": {"ignore_eos": True}}
+    (choice,) = server.post("/inference/v1/generate", asked).json()["choices"]
+    assert len(choice["token_ids"]) == 24
+
+
+def stream(server: Running, path: str, body: object) -> list[dict]:
+    """What the server sent, event by event."""
+    *events, done = server.post(path, body).text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
 def test_text_becomes_tokens_and_text_again(server: Running):
     text = "Hello <|im_end|> wörld"
     tokens = server.post("/tokenize", {"model": "tiny", "prompt": text, "return_token_strs": True}).json()
@@ -40,6 +78,18 @@ def test_text_becomes_tokens_and_text_again(server: Running):
     assert tokens["max_model_len"] == 1024
     assert "<|im_end|>" in tokens["token_strs"]
     assert server.post("/detokenize", {"tokens": tokens["tokens"]}).json() == {"prompt": text}
+
+
+def test_a_long_text_becomes_the_same_tokens(server: Running):
+    text = "Hello <|im_end|> wörld. " * 1500
+    asked = {"prompt": text, "return_token_strs": True}
+    tokens = server.post("/tokenize", asked).json()
+    assert tokens["tokens"] == list(server.chat.encode_text(text))
+    assert tokens["token_strs"][:3] == ["Hello", " ", "<|im_end|>"]
+    assert server.post("/detokenize", {"tokens": tokens["tokens"]}).json() == {"prompt": text}
+    messages = [{"role": "user", "content": text}]
+    chat = server.post("/tokenize", {"messages": messages}).json()["tokens"]
+    assert chat == list(server.chat.encode([Message(role="user", content=text)])[0])
 
 
 def test_a_chat_becomes_the_tokens_it_is_answered_from(server: Running):
