@@ -18,7 +18,7 @@ from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.peft import AdapterShape
 from selfplay_ray.inference.server.app import ServerLimits, create_app
 from selfplay_ray.inference.server.command import bind, server_for
-from selfplay_ray.inference.server.served import OneAdapter
+from selfplay_ray.inference.server.served import ServedModels
 from selfplay_ray.lora import LoRASettings
 
 LORA = LoRASettings(rank=4, scale=2.0)
@@ -48,14 +48,21 @@ class Running:
 
 @contextmanager
 def running_server(
-    model: Path, *, api_key: str | None = None, limits: ServerLimits | None = None, batch: int = 8
+    model: Path,
+    *,
+    api_key: str | None = None,
+    limits: ServerLimits | None = None,
+    batch: int = 8,
+    max_adapters: int = 4,
 ) -> Iterator[Running]:
     with ExitStack() as stack:
         listener: socket.socket = stack.enter_context(bind("127.0.0.1", 0))
-        engine = stack.enter_context(Engine(model, lora=LORA, max_batch_size=batch))
+        engine = stack.enter_context(
+            Engine(model, lora=LORA, max_batch_size=batch, max_adapters=max_adapters)
+        )
         chat = ChatTokenizer(model)
         shape = AdapterShape(engine.adapter_shapes, LORA.scale)
-        app = create_app(OneAdapter(engine, "tiny", shape), chat, api_key=api_key, limits=limits)
+        app = create_app(ServedModels(engine, "tiny", shape), chat, api_key=api_key, limits=limits)
         server = server_for(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -19,7 +19,7 @@ from selfplay_ray.inference.server import (
 from selfplay_ray.inference.server.context import Queue, ServerContext
 from selfplay_ray.inference.server.errors import answer_errors
 from selfplay_ray.inference.server.guards import BearerToken, BodyLimit, LocalHost
-from selfplay_ray.inference.server.metrics import RequestMetrics
+from selfplay_ray.inference.server.metrics import ServerMetrics
 from selfplay_ray.inference.server.served import ServedModels
 from selfplay_ray.inference.server.tokenizing import Tokenizing
 
@@ -47,7 +47,9 @@ def create_app(
     """
     limits = limits or ServerLimits()
     app = FastAPI(title="selfplay-ray", version=selfplay_ray.__version__, docs_url=None, redoc_url=None)
-    app.state.context = ServerContext(models, Tokenizing(chat), Queue(limits.generations), RequestMetrics())
+    app.state.context = ServerContext(
+        models, Tokenizing(chat), Queue(limits.generations), ServerMetrics(models)
+    )
     for room in (
         routes_chat,
         routes_completions,

@@ -8,8 +8,10 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import uvicorn
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from selfplay_ray.config_sources import SentenceParser
 from selfplay_ray.errors import ClusterError, ConfigError
@@ -18,7 +20,7 @@ from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.peft import AdapterShape
 from selfplay_ray.inference.server.app import ServerLimits, create_app
 from selfplay_ray.inference.server.guards import is_loopback
-from selfplay_ray.inference.server.served import OneAdapter
+from selfplay_ray.inference.server.served import ServedModels
 from selfplay_ray.lora import LoRASettings
 from selfplay_ray.models import SMOLLM2, resolve_model
 
@@ -36,17 +38,16 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parse(argv)
     with ExitStack() as stack:
-        listener = stack.enter_context(
-            bind(options.host, options.port)
-        )  # before the model: it takes its time
+        # Before the model, which takes its time:
+        listener = stack.enter_context(bind(options.host, options.port))
         folder = resolve_model(options.model)
         chat = ChatTokenizer(folder)
         lora = None
         if options.lora_rank:
             lora = LoRASettings(options.lora_rank, options.lora_scale, options.lora_layers)
-        engine = stack.enter_context(Engine(folder, lora=lora, max_batch_size=options.max_batch_size))
+        engine = stack.enter_context(_engine(folder, lora, options))
         shape = AdapterShape(engine.adapter_shapes, lora.scale) if lora else None
-        models = OneAdapter(engine, options.served_model_name or options.model, shape)
+        models = ServedModels(engine, options.served_model_name or options.model, shape)
         limits = ServerLimits(generations=options.max_waiting + options.max_batch_size)
         app = create_app(models, chat, host=options.host, api_key=options.api_key, limits=limits)
         sys.stdout.write(f"serving {models.base} on {_url(listener)}/v1; Ctrl-C ends it\n")
@@ -90,6 +91,17 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _engine(folder: Path, lora: LoRASettings | None, options: argparse.Namespace) -> Engine:
+    return Engine(
+        folder,
+        lora=lora,
+        max_adapters=options.max_adapters,
+        max_batch_size=options.max_batch_size,
+        max_waiting=options.max_waiting,
+        kv_cache_bytes=options.kv_cache_bytes,
+    )
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = SentenceParser(
         prog="selfplay serve",
@@ -125,6 +137,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             help=f"Only serve who sends this key; needed beyond loopback (default: ${KEY_VARIABLE}).",
         ),
         parser.add_argument(
+            "--max-adapters",
+            "--max-loras",
+            type=int,
+            default=16,
+            metavar="INT",
+            help="Adapters loaded at once (default: 16).",
+        ),
+        parser.add_argument(
+            "--kv-cache-bytes",
+            "--kv-cache-memory-bytes",
+            type=_bytes,
+            metavar="SIZE",
+            help="Memory for keys and values, as 2GiB or 500MB (default: a quarter of the memory).",
+        ),
+        parser.add_argument(
             "--max-batch-size", type=int, default=32, metavar="INT", help="Sequences at once (default: 32)."
         ),
         parser.add_argument(
@@ -136,11 +163,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _bytes(text: str) -> int:
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        size = ByteSize(0)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write it as 2GiB, 500MB or a number of bytes")
+    return int(size)
+
+
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port {options.port} is not possible: it must be between 0 and 65535")
-    if options.lora_rank < 0 or options.max_batch_size < 1 or options.max_waiting < 0:
-        raise ConfigError("--lora-rank and --max-waiting must be 0 or more, and --max-batch-size 1 or more")
+    if (
+        min(options.lora_rank, options.max_waiting) < 0
+        or min(options.max_batch_size, options.max_adapters) < 1
+    ):
+        raise ConfigError(
+            "--lora-rank and --max-waiting must be 0 or more, --max-batch-size and --max-adapters 1 or more"
+        )
     options.api_key = options.api_key or None
     if options.api_key is None and not is_loopback(options.host):
         raise ConfigError(

@@ -9,8 +9,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from selfplay_ray.inference.server.errors import APIError, bad_request
-from selfplay_ray.inference.server.metrics import RequestMetrics
+from selfplay_ray.inference.server.errors import bad_request, queue_full
+from selfplay_ray.inference.server.metrics import ServerMetrics
 from selfplay_ray.inference.server.served import ServedModels
 from selfplay_ray.inference.server.tokenizing import Tokenizing
 
@@ -29,11 +29,8 @@ class Queue:
                 f"the request asks for {wanted} generations; this server holds {self.limit} at once"
             )
         if self.taken + wanted > self.limit:
-            raise APIError(
-                429,
-                f"{self.taken} generations run or wait, and this server holds {self.limit}; try again in a moment",
-                code="queue_full",
-                headers={"Retry-After": "1"},
+            raise queue_full(
+                f"{self.taken} generations run or wait, and this server holds {self.limit}; try again in a moment"
             )
 
     @contextmanager
@@ -51,7 +48,7 @@ class ServerContext:
     models: ServedModels
     tokenizing: Tokenizing
     queue: Queue
-    metrics: RequestMetrics
+    metrics: ServerMetrics
 
 
 def _context(request: Request) -> ServerContext:

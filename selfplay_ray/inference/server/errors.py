@@ -11,10 +11,28 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from selfplay_ray.errors import AdapterError, InferenceError
+from selfplay_ray.errors import (
+    AdapterError,
+    ContextLengthError,
+    EngineStoppedError,
+    InferenceError,
+    QueueFullError,
+    SelfPlayError,
+    UnknownNameError,
+)
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it
+AGAIN = {"Retry-After": "1"}
+FAULTS = (
+    (EngineStoppedError, 503, None),
+    (QueueFullError, 429, "queue_full"),
+    (ContextLengthError, 400, "context_length_exceeded"),
+    (UnknownNameError, 404, "model_not_found"),
+    (AdapterError, 400, "invalid_adapter"),
+    (InferenceError, 400, None),
+)
+"""Statuses and codes of our own errors, the particular before the general."""
 
 
 class ErrorDetail(BaseModel):
@@ -60,8 +78,16 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return APIError(400, message, param=param, code=code)
 
 
-def unavailable(message: str) -> APIError:
-    return APIError(503, message, headers={"Retry-After": "1"})
+def queue_full(message: str) -> APIError:
+    return APIError(429, message, code="queue_full", headers=AGAIN)
+
+
+def api_error(error: SelfPlayError) -> APIError:
+    """What the engine raises, as an answer."""
+    status, code = next(
+        ((status, code) for kind, status, code in FAULTS if isinstance(error, kind)), (500, None)
+    )
+    return APIError(status, str(error), code=code, headers=AGAIN if status in (429, 503) else None)
 
 
 def printable(text: str) -> str:
@@ -76,14 +102,9 @@ def answer_errors(app: FastAPI) -> None:
     async def _api_error(_: Request, error: APIError) -> Response:
         return error.response
 
-    @app.exception_handler(AdapterError)
-    async def _adapter_error(_: Request, error: AdapterError) -> Response:
-        return bad_request(str(error), code="invalid_adapter").response
-
-    @app.exception_handler(InferenceError)
-    async def _engine_error(_: Request, error: InferenceError) -> Response:
-        # What a request can do wrong was checked before; what an engine raises now is its own trouble.
-        return unavailable(str(error)).response
+    @app.exception_handler(SelfPlayError)
+    async def _our_error(_: Request, error: SelfPlayError) -> Response:
+        return api_error(error).response
 
     @app.exception_handler(RequestValidationError)
     async def _malformed(_: Request, error: RequestValidationError) -> Response:

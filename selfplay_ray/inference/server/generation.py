@@ -8,17 +8,19 @@ import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 
+from selfplay_ray.errors import ContextLengthError
+from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.requests import Generation, GenerationRequest, TokenChunk
 from selfplay_ray.inference.server.context import ServerContext
 from selfplay_ray.inference.server.errors import CLIENT_CLOSED_REQUEST, APIError, bad_request
+from selfplay_ray.inference.server.metrics import Measure
 from selfplay_ray.inference.server.reply import Piece, Reply, ReplyReader, pieces
 from selfplay_ray.inference.server.schemas import MASK64, NEUTRAL, SMALLEST_TEMPERATURE, Neutral, Sampling
-from selfplay_ray.inference.server.served import ServedModel, ServedModels
+from selfplay_ray.inference.server.served import ServedModel
 
 T = TypeVar("T")
 Tokens = tuple[int, ...]
@@ -59,7 +61,9 @@ def plan(
 
     Raises:
         APIError: 400 for what can't be asked, 429 when the queue is full.
+        InferenceError: it doesn't fit the model.
     """
+    engine = context.models.engine
     refuse_what_changes_the_distribution(sampling)
     _check(sampling, max_tokens)
     context.queue.check(len(prompts) * sampling.n)
@@ -69,7 +73,7 @@ def plan(
         GenerationRequest(
             id=f"{name}-{prompt_index}-{choice}",
             prompt_token_ids=prompt,
-            max_tokens=max_tokens or _room_after(prompt, context.models.context_length),
+            max_tokens=max_tokens or _room_after(prompt, engine.context_length),
             temperature=1.0 if sampling.temperature is None else sampling.temperature,
             seed=(seed + choice) & MASK64,
             priority=-priority,
@@ -77,12 +81,13 @@ def plan(
             ignore_eos=sampling.ignore_eos,
             min_tokens=sampling.min_tokens,
             top_logprobs=top_logprobs,
+            adapter=model.adapter,
         )
         for prompt_index, prompt in enumerate(map(_not_empty, prompts))
         for choice in range(sampling.n)
     )
     for request in requests[:: sampling.n]:
-        context.models.check(request)
+        engine.check_fits(request)
     stops = (sampling.stop,) if isinstance(sampling.stop, str) else tuple(sampling.stop or ())
     return Job(name, model, sampling, stops, tuple(prompts), requests)
 
@@ -165,9 +170,8 @@ def _room_after(prompt: Tokens, context_length: int | None) -> int:
     if context_length is None:
         return 256
     if len(prompt) >= context_length:
-        raise bad_request(
-            f"the prompt has {len(prompt)} tokens, and the model's context holds {context_length}",
-            code="context_length_exceeded",
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens, and the model's context holds {context_length}"
         )
     return context_length - len(prompt)
 
@@ -191,19 +195,22 @@ async def _pieces(
         min_tokens=sampling.min_tokens,
         end_of_turn=chat.eos_token_ids,
     )
-    with context.queue.place(), context.metrics.request() as measure:
-        source = context.models.stream if incremental else partial(_at_once, context.models)
-        async with aclosing(pieces(source(job.model, request), reader)) as found:
+    engine = context.models.engine
+    with context.queue.place(), context.metrics.generation(job.model) as measure:
+        chunks = engine.stream(request) if incremental else _at_once(engine, request, measure)
+        async with aclosing(pieces(chunks, reader)) as found:
             async for piece in found:
-                measure(piece)
+                measure.add(piece)
                 yield piece
 
 
 async def _at_once(
-    models: ServedModels, model: ServedModel, request: GenerationRequest
+    engine: Engine, request: GenerationRequest, measure: Measure
 ) -> AsyncGenerator[TokenChunk, None]:
     """All of a generation in one chunk, which spares a wake-up for every token."""
-    yield _as_chunk(await models.generate(model, request))
+    generation = await engine.generate(request)
+    measure.to_first_token = generation.seconds_to_first_token
+    yield _as_chunk(generation)
 
 
 def _as_chunk(generation: Generation) -> TokenChunk:

@@ -27,11 +27,11 @@ router = APIRouter(responses={400: {"model": ErrorBody}, 404: {"model": ErrorBod
 @router.get("/v1/models", response_model=answers.ModelList)
 async def list_models(context: Context) -> Response:
     """The base model, and the adapters on it."""
-    cards = [_card(model, context.models.context_length) for model in context.models.list()]
+    cards = [_card(model, context.models.engine.context_length) for model in context.models.list()]
     return json_response(answers.ModelList(data=cards))
 
 
-@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse, responses={409: {"model": ErrorBody}})
+@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
 async def load_lora_adapter(body: LoadLoRARequest, context: Context) -> Response:
     """Serve an adapter under a name. It is checked before anything changes: names, rank, shapes, finite numbers."""
     shape = require_adapter(context.models.adapter_shape)
@@ -43,7 +43,7 @@ async def load_lora_adapter(body: LoadLoRARequest, context: Context) -> Response
 
 @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
 async def unload_lora_adapter(body: UnloadLoRARequest, context: Context) -> Response:
-    """Serve an adapter no longer; who is being answered by it goes on with what is served instead."""
+    """Serve an adapter no longer; who is being answered by it is answered to the end."""
     await context.models.unload(body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 import selfplay_ray
 from selfplay_ray.inference.server import answers
 from selfplay_ray.inference.server.context import Context
-from selfplay_ray.inference.server.metrics import CONTENT_TYPE, prometheus_text
+from selfplay_ray.inference.server.metrics import CONTENT_TYPE
 from selfplay_ray.inference.server.streaming import json_response
 
 router = APIRouter()
@@ -17,7 +17,7 @@ router = APIRouter()
 @router.get("/health")
 async def health(context: Context) -> Response:
     """200 while the engine runs, else 503."""
-    context.models.check_alive()
+    context.models.engine.check_alive()
     return Response(status_code=200)
 
 
@@ -34,7 +34,4 @@ async def version() -> Response:
 @router.get("/metrics")
 async def metrics(context: Context) -> Response:
     """Prometheus text."""
-    base, *adapters = context.models.list()
-    live = adapters[-1] if adapters else base
-    text = prometheus_text(context.metrics, context.models.stats(), base.name, live.version)
-    return Response(text, media_type=CONTENT_TYPE)
+    return Response(context.metrics.text(), media_type=CONTENT_TYPE)

@@ -36,7 +36,7 @@ async def tokenize(body: TokenizeRequest, context: Context) -> Response:
     return json_response(
         answers.TokenizeAnswer(
             count=len(tokens),
-            max_model_len=context.models.context_length,
+            max_model_len=context.models.engine.context_length,
             tokens=list(tokens),
             token_strs=texts,
         )

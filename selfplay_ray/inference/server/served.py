@@ -1,20 +1,18 @@
-"""Which models a server has: the base, and adapters on it by name. Today's engine carries one adapter at a time."""
+"""Which models a server has: the base by its name, and adapters on it by theirs; the engine computes any of them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from selfplay_ray.errors import AdapterError, InferenceError
+from selfplay_ray.errors import AdapterError
 from selfplay_ray.inference.adapter_names import version_in
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.peft import AdapterShape
-from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest, TokenChunk
 from selfplay_ray.inference.server.errors import APIError, bad_request
 
 
@@ -28,6 +26,11 @@ class ServedModel:
     version: int
     created: int
 
+    @property
+    def adapter(self) -> str | None:
+        """What the engine calls it; None is the base."""
+        return self.name if self.parent else None
+
 
 @dataclass(frozen=True, slots=True)
 class NewAdapter:
@@ -40,143 +43,69 @@ class NewAdapter:
     replace: bool
 
 
-class ServedModels(Protocol):
-    """The models behind a server. Names are checked by ``find``; a request's model comes after that."""
-
-    adapter_shape: AdapterShape | None
-
-    @property
-    def context_length(self) -> int | None: ...
-
-    def list(self) -> list[ServedModel]: ...
-
-    def find(self, name: str | None) -> ServedModel:
-        """The model of that name; None is the base. Raises APIError 404 or 409."""
-        ...
-
-    def check(self, request: GenerationRequest) -> None:
-        """Raise APIError 400 if ``request`` doesn't fit the model."""
-        ...
-
-    async def generate(self, model: ServedModel, request: GenerationRequest) -> Generation:
-        """Raises InferenceError if the engine has stopped."""
-        ...
-
-    def stream(self, model: ServedModel, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
-        """The same, as tokens come; whoever leaves off closes it, which ends the generation."""
-        ...
-
-    async def load(self, adapter: NewAdapter) -> ServedModel:
-        """Raises AdapterError or APIError; then nothing has changed."""
-        ...
-
-    async def unload(self, name: str) -> None: ...
-
-    def stats(self) -> EngineStats: ...
-
-    def check_alive(self) -> None:
-        """Raise InferenceError if nothing can be generated any more."""
-        ...
-
-
 @dataclass(slots=True)
-class OneAdapter:
-    """An engine under the name ``base`` as long as no adapter is loaded, and under the adapter's while one is."""
+class ServedModels:
+    """The models of ``engine``: itself under the name ``base``, and its adapters, which are of ``adapter_shape``."""
 
     engine: Engine
     base: str
     adapter_shape: AdapterShape | None
-    adapter: ServedModel | None = None
     started: int = field(default_factory=lambda: int(time.time()))
+    _adapters: dict[str, ServedModel] = field(default_factory=dict)
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _last_version: int = 0
 
-    @property
-    def context_length(self) -> int | None:
-        return self.engine.context_length
-
     def list(self) -> list[ServedModel]:
+        """The base first, then adapters in the order they were loaded."""
         base = ServedModel(self.base, str(self.engine.model_path), None, 0, self.started)
-        return [base, self.adapter] if self.adapter else [base]
+        return [base, *self._adapters.values()]
 
     def find(self, name: str | None) -> ServedModel:
-        base, *adapters = self.list()
-        for adapter in adapters:
-            if name == adapter.name:
-                return adapter
-        if name not in (None, "", self.base):
-            known = ", ".join(model.name for model in self.list())
-            raise APIError(
-                404, f"there is no model {name!r}; known: {known}", param="model", code="model_not_found"
-            )
-        if adapters:
-            raise APIError(
-                409,
-                f"the adapter {adapters[0].name!r} is loaded, and this engine computes one model at a time: "
-                f"ask for it by name, or unload it",
-                param="model",
-                code="model_not_available",
-            )
-        return base
+        """The model of that name; None is the base. Raises APIError 404."""
+        models = self.list()
+        for model in models:
+            if model.name == (name or self.base):
+                return model
+        known = ", ".join(model.name for model in models)
+        raise APIError(
+            404, f"there is no model {name!r}; known: {known}", param="model", code="model_not_found"
+        )
 
-    def check(self, request: GenerationRequest) -> None:
-        try:
-            self.engine.check_fits(request)
-        except InferenceError as error:
-            raise bad_request(str(error)) from None
+    async def load(self, new: NewAdapter) -> ServedModel:
+        """Serve ``new``. Who is being answered by an adapter that it replaces goes on with the new weights.
 
-    async def generate(self, model: ServedModel, request: GenerationRequest) -> Generation:
-        return await self.engine.generate(request)
-
-    def stream(self, model: ServedModel, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
-        return self.engine.stream(request)
-
-    async def load(self, adapter: NewAdapter) -> ServedModel:
+        Raises:
+            APIError: 400, the name is taken.
+            AdapterError: the weights don't fit, or there is no room for another adapter. Nothing has changed then.
+        """
         async with self._changing:
-            self._check_free(adapter)
-            version = self._version_of(adapter)
-            await self.engine.load_adapter(adapter.weights, version)
+            if new.name == self.base:
+                raise bad_request(f"{new.name!r} is the base model's name", "lora_name")
+            if new.name in self._adapters and not new.replace:
+                raise bad_request(
+                    f"the adapter {new.name!r} is loaded already; use load_inplace to replace it", "lora_name"
+                )
+            version = self._version_of(new)
+            await self.engine.load_adapter(new.weights, version, new.name)
             self._last_version = max(self._last_version, version)
-            self.adapter = ServedModel(adapter.name, adapter.root, self.base, version, int(time.time()))
-            return self.adapter
+            model = ServedModel(new.name, new.root, self.base, version, int(time.time()))
+            self._adapters[new.name] = model
+            return model
 
     async def unload(self, name: str) -> None:
+        """Serve an adapter no longer; who is being answered by it is answered to the end. Raises APIError 404."""
         async with self._changing:
-            if self.adapter is None or self.adapter.name != name or self.adapter_shape is None:
+            if name not in self._adapters:
                 raise APIError(
                     404, f"no adapter {name!r} is loaded", param="lora_name", code="model_not_found"
                 )
-            nothing = {key: np.zeros(shape, np.float32) for key, shape in self.adapter_shape.shapes.items()}
-            await self.engine.load_adapter(nothing, version=0)
-            self.adapter = None
+            await self.engine.unload_adapter(name)
+            del self._adapters[name]
 
-    def stats(self) -> EngineStats:
-        return self.engine.stats()
-
-    def check_alive(self) -> None:
-        self.engine.check_alive()
-
-    def _check_free(self, adapter: NewAdapter) -> None:
-        if adapter.name == self.base:
-            raise bad_request(f"{adapter.name!r} is the base model's name", "lora_name")
-        if self.adapter is None:
-            return
-        if self.adapter.name != adapter.name:
-            raise APIError(
-                409,
-                f"the adapter {self.adapter.name!r} is loaded, and this engine carries one: unload it first, "
-                f"or replace it under its name with load_inplace",
-                param="lora_name",
-            )
-        if not adapter.replace:
-            raise bad_request(
-                f"the adapter {adapter.name!r} is loaded already; use load_inplace to replace it", "lora_name"
-            )
-
-    def _version_of(self, adapter: NewAdapter) -> int:
-        if adapter.version is not None:
-            return adapter.version
-        named = version_in(adapter.name)
+    def _version_of(self, new: NewAdapter) -> int:
+        if new.version is not None:
+            return new.version
+        named = version_in(new.name)
         return self._last_version + 1 if named is None else named
 
 

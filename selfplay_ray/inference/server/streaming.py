@@ -8,8 +8,8 @@ from contextlib import aclosing
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from selfplay_ray.errors import InferenceError
-from selfplay_ray.inference.server.errors import unavailable
+from selfplay_ray.errors import SelfPlayError
+from selfplay_ray.inference.server.errors import api_error
 
 DONE = "data: [DONE]\n\n"
 
@@ -29,6 +29,6 @@ async def _lines(events: AsyncGenerator[BaseModel, None]) -> AsyncGenerator[str,
         async with aclosing(events):
             async for event in events:
                 yield f"data: {event.model_dump_json(exclude_none=True)}\n\n"
-    except InferenceError as error:  # the status has been sent: the error is an event
-        yield f"data: {unavailable(str(error)).body.model_dump_json()}\n\n"
+    except SelfPlayError as error:  # the status has been sent: the error is an event
+        yield f"data: {api_error(error).body.model_dump_json()}\n\n"
     yield DONE

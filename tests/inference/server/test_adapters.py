@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from server_running import LORA, Running
+from server_running import LORA, Running, running_server
 
 from selfplay_ray.inference.peft import save_peft, to_peft
+from selfplay_ray.inference.requests import GenerationRequest
 from selfplay_ray.lora import save_adapter
 
 ASK = {"prompt": [5, 6, 7], "max_tokens": 6, "seed": 1, "return_token_ids": True, "logprobs": 0}
+LONG = 300
 
 
 def in_base64(weights: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> str:
     return base64.b64encode(save(weights, metadata=metadata)).decode()
 
 
-def ask(server: Running, model: str) -> dict:
-    answer = server.post("/v1/completions", {"model": model, **ASK})
+def ask(server: Running, model: str, **more: object) -> dict:
+    answer = server.post("/v1/completions", {"model": model, **ASK, **more})
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]
 
@@ -80,30 +85,97 @@ def test_an_adapter_is_a_model_whose_parent_is_the_base(server: Running):
 
 
 def test_loading_again_needs_load_inplace(server: Running):
-    def load(seed: int, **more: object) -> int:
-        body = {"lora_name": "live", "lora_weights": in_base64(server.adapter(seed)), **more}
-        return server.post("/v1/load_lora_adapter", body).status_code
-
-    assert load(0) == 200
+    assert load(server, "live", 0).status_code == 200
     first = ask(server, "live")
-    assert load(1) == 400
+    assert load(server, "live", 1).status_code == 400
     assert ask(server, "live")["policy_versions"] == first["policy_versions"]
-    assert load(1, load_inplace=True) == 200
+    assert load(server, "live", 1, load_inplace=True).status_code == 200
     second = ask(server, "live")
     assert second["policy_versions"][0]["version"] == first["policy_versions"][0]["version"] + 1
     assert second["logprobs"] != first["logprobs"]
 
 
-def test_while_an_adapter_is_loaded_the_base_and_a_second_one_are_refused(server: Running):
-    weights = in_base64(server.adapter())
-    server.post("/v1/load_lora_adapter", {"lora_name": "a-1", "lora_weights": weights})
-    base = server.post("/v1/completions", {"model": "tiny", **ASK})
-    assert (base.status_code, base.json()["error"]["code"]) == (409, "model_not_available")
-    assert server.post("/v1/completions", ASK).status_code == 409
-    second = server.post("/v1/load_lora_adapter", {"lora_name": "a-2", "lora_weights": weights})
-    assert second.status_code == 409
-    assert "unload it first" in second.json()["error"]["message"]
-    assert server.post("/v1/unload_lora_adapter", {"lora_name": "a-2"}).status_code == 404
+def load(server: Running, name: str, seed: int, **more: object) -> httpx.Response:
+    body = {"lora_name": name, "lora_weights": in_base64(server.adapter(seed)), **more}
+    return server.post("/v1/load_lora_adapter", body)
+
+
+def test_several_adapters_and_the_base_at_once_say_what_each_says_alone(server: Running):
+    for seed, name in enumerate(("a", "b", "c@v7")):
+        assert load(server, name, seed).status_code == 200
+    models = {"tiny": None, "a": "a", "b": "b", "c@v7": "c@v7"}
+
+    def asked(model: str) -> dict:
+        return ask(server, model, max_tokens=24, ignore_eos=True)
+
+    alone = {}
+    for model, adapter in models.items():
+        request = GenerationRequest("alone", (5, 6, 7), 24, 1.0, 1, ignore_eos=True, adapter=adapter)
+        alone[model] = asyncio.run(server.engine.generate(request))
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(asked, [*models, *models]))
+    for model, choice in zip([*models, *models], together, strict=True):
+        assert choice["token_ids"] == list(alone[model].token_ids)
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(alone[model].logprobs, abs=1e-4)
+        assert choice["policy_versions"] == [
+            {"start": 0, "end": 24, "version": alone[model].spans[0].version}
+        ]
+    assert len({generation.token_ids for generation in alone.values()}) == 4
+    versions = [model["policy_version"] for model in server.get("/v1/models").json()["data"]]
+    assert versions == [alone[model].spans[0].version for model in models]
+    assert (versions[0], versions[3]) == (0, 7)
+
+
+def test_a_full_server_says_what_could_be_unloaded(tiny: Path):
+    with running_server(tiny, max_adapters=2) as server:
+        assert [load(server, name, 0).status_code for name in ("a", "b")] == [200, 200]
+        full = load(server, "c", 0)
+        assert full.status_code == 400
+        assert "started for 2" in full.json()["error"]["message"]
+        assert "a, b are loaded; unload one" in full.json()["error"]["message"]
+        assert load(server, "a", 1, load_inplace=True).status_code == 200
+        assert server.post("/v1/unload_lora_adapter", {"lora_name": "a"}).status_code == 200
+        assert load(server, "c", 0).status_code == 200
+
+
+def test_whose_adapter_is_replaced_goes_on_with_the_new_one(server: Running):
+    load(server, "live", 0, policy_version=4)
+    choices = streamed(server, "live", lambda: load(server, "live", 1, load_inplace=True, policy_version=5))
+    first, second = choices[-1]["policy_versions"]
+    assert (first["start"], first["version"]) == (0, 4)
+    assert (second["start"], second["end"], second["version"]) == (first["end"], LONG, 5)
+
+
+def test_whose_adapter_is_unloaded_is_answered_to_the_end(server: Running):
+    load(server, "live", 0, policy_version=4)
+    whole = [token for choice in streamed(server, "live", lambda: None) for token in choice["token_ids"]]
+
+    def another() -> None:  # of the same name even, which changes nothing for who has begun
+        assert server.post("/v1/unload_lora_adapter", {"lora_name": "live"}).status_code == 200
+        gone = server.post("/v1/completions", {"model": "live", **ASK})
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+        load(server, "live", 1, policy_version=5)
+
+    choices = streamed(server, "live", another)
+    assert [token for choice in choices for token in choice["token_ids"]] == whole
+    assert choices[-1]["policy_versions"] == [{"start": 0, "end": LONG, "version": 4}]
+    assert ask(server, "live")["policy_versions"][0]["version"] == 5
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "nobody"}).status_code == 404
+
+
+def streamed(server: Running, model: str, meanwhile: Callable[[], object]) -> list[dict]:
+    """The choices of a long stream, after whose first ``meanwhile`` is done."""
+    body = {"model": model, "prompt": [5, 6], "max_tokens": LONG, "ignore_eos": True, "seed": 1}
+    more = {"return_token_ids": True, "stream": True}
+    choices = []
+    with httpx.stream("POST", f"{server.url}/v1/completions", json={**body, **more}, timeout=60) as stream:
+        lines = stream.iter_lines()
+        for line in lines:
+            if line.startswith("data: {"):
+                choices.append(json.loads(line.removeprefix("data: "))["choices"][0])
+                if len(choices) == 1:
+                    meanwhile()
+    return choices
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(server: Running, tmp_path: Path):

@@ -22,6 +22,7 @@ COMMAND = [sys.executable, "-m", "selfplay_ray.inference.server"]
 
 def test_it_serves_until_interrupted(tiny: Path):
     flags = ["--model", str(tiny), "--served-model-name", "tiny", "--port", "0", "--max-batch-size", "2"]
+    flags += ["--max-adapters", "3", "--max-waiting", "5", "--kv-cache-bytes", "64MiB"]
     process = subprocess.Popen(
         [*COMMAND, *flags],
         stdout=subprocess.PIPE,
@@ -51,6 +52,12 @@ def test_it_serves_until_interrupted(tiny: Path):
         (["--host", "no.such.host.invalid", "--api-key", "k"], 1, "there is no host 'no.such.host.invalid'"),
         (["--port", "70000"], 2, "--port 70000 is not possible"),
         (["--lora-rank", "-1"], 2, "--lora-rank and --max-waiting must be 0 or more"),
+        (["--max-adapters", "0"], 2, "--lora-rank and --max-waiting must be 0 or more"),
+        (
+            ["--kv-cache-bytes", "much"],
+            2,
+            "--kv-cache-bytes/--kv-cache-memory-bytes: 'much' is no size: write it",
+        ),
         (["--lora-scale", "0", "--model", "TINY"], 2, "a LoRA scale of 0.0 switches the adapter off"),
         (["--prot", "1"], 2, "unknown flag --prot; did you mean --port?"),
     ],

@@ -17,7 +17,7 @@ SAY = [{"role": "user", "content": "Say something."}]
 
 def generated(server: Running, prompt: tuple[int, ...], **settings: object) -> Generation:
     """What the engine answers when it is asked directly."""
-    asked = {"max_tokens": 8, "temperature": 1.0, "seed": 5, **settings}
+    asked = {"max_tokens": 8, "temperature": 1.0, "seed": 5, "adapter": None, **settings}
     return asyncio.run(server.engine.generate(GenerationRequest("direct", prompt, **asked)))  # type: ignore[arg-type]
 
 
