@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import openai
 
-from selfplay_ray.errors import ConfigError, InferenceError
+from selfplay_ray.errors import ConfigError, ContextLengthError, InferenceError
 
 T = TypeVar("T")
 
@@ -21,6 +21,8 @@ IMBALANCE = 8
 CONNECT_SECONDS = 10.0
 RETRYABLE = (408, 429)  # and all of 5xx
 KEYLESS = "none"  # openai's client wants a key even where there is none
+TOO_LONG = ("context_length_exceeded", "maximum context length", "max_model_len")
+"""How it is told that a request is too long: OpenAI's code, and vLLM's sentences, which have no code of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Endpoints:
         Requests of equal ``affinity`` prefer the same endpoint.
 
         Raises:
+            ContextLengthError: prompt and reply are longer than the endpoint's context.
             InferenceError: it failed for good, or too often, or took too long.
         """
         try:
@@ -125,11 +128,12 @@ class Endpoints:
                 f"raise the deadline, or ask for fewer tokens at once"
             ) from None
 
-    def choose(self, affinity: object) -> Endpoint:
-        """Who should get a request now."""
-        healthy = [endpoint for endpoint in self.endpoints if not endpoint.resting]
-        if not healthy:
+    def choose(self, affinity: object, tried: Sequence[Endpoint] = ()) -> Endpoint:
+        """Who should get a request now; of those it was ``tried`` at in vain, none while there are others."""
+        well = [endpoint for endpoint in self.endpoints if not endpoint.resting]
+        if not well:
             return min(self.endpoints, key=lambda endpoint: endpoint.resting_until)
+        healthy = [endpoint for endpoint in well if endpoint not in tried] or well
         idlest = min(healthy, key=lambda endpoint: endpoint.in_flight)
         if affinity is None:
             return idlest
@@ -141,19 +145,19 @@ class Endpoints:
             await endpoint.aclose()
 
     async def _until_answered(self, ask: Ask[T], affinity: object) -> T:
-        attempt = 1
+        tried: list[Endpoint] = []
         while True:
-            endpoint = self.choose(affinity)
+            endpoint = self.choose(affinity, tried)
+            tried.append(endpoint)
             try:
                 return await self._ask(endpoint, ask)
             except (openai.APIStatusError, openai.APIConnectionError) as error:
                 if not is_retryable(error):
-                    raise InferenceError(_sentence(endpoint, error)) from error
-                if attempt == self.retry.attempts:
-                    sentence = f"{_sentence(endpoint, error)} (the last of {attempt} attempts)"
+                    raise _kind(error)(_sentence(endpoint, error)) from error
+                if len(tried) == self.retry.attempts:
+                    sentence = f"{_sentence(endpoint, error)} (the last of {len(tried)} attempts)"
                     raise InferenceError(sentence) from error
-                self._leave_alone(endpoint, attempt, error)
-            attempt += 1
+                self._leave_alone(endpoint, len(tried), error)
             await asyncio.sleep(self._until_somebody_is_well())
 
     def _until_somebody_is_well(self) -> float:
@@ -196,6 +200,13 @@ def retry_after(error: Failure) -> float:
         return max(0.0, min(float(error.response.headers.get("retry-after", 0)), 3600.0))
     except ValueError:  # a date
         return 0.0
+
+
+def _kind(error: Failure) -> type[InferenceError]:
+    if not isinstance(error, openai.APIStatusError) or error.status_code != 400:
+        return InferenceError
+    said = f"{error.code} {_reason(error)}"
+    return ContextLengthError if any(words in said for words in TOO_LONG) else InferenceError
 
 
 def _sentence(endpoint: Endpoint, error: Failure) -> str:
