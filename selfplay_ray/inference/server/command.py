@@ -99,6 +99,8 @@ def _engine(folder: Path, lora: LoRASettings | None, options: argparse.Namespace
         max_batch_size=options.max_batch_size,
         max_waiting=options.max_waiting,
         kv_cache_bytes=options.kv_cache_bytes,
+        prefix_cache_bytes=options.prefix_cache_bytes,
+        prefix_seconds=options.prefix_seconds,
     )
 
 
@@ -152,6 +154,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             help="Memory for keys and values, as 2GiB or 500MB (default: a quarter of the memory).",
         ),
         parser.add_argument(
+            "--prefix-cache-bytes",
+            type=_bytes,
+            default=256 * 2**20,
+            metavar="SIZE",
+            help="How much of it may be kept for prompts that begin alike (default: 256MiB).",
+        ),
+        parser.add_argument(
+            "--prefix-seconds",
+            type=float,
+            default=600.0,
+            metavar="NUMBER",
+            help="For how long it is, if of no use meanwhile (default: 600).",
+        ),
+        parser.add_argument(
             "--max-batch-size", type=int, default=32, metavar="INT", help="Sequences at once (default: 32)."
         ),
         parser.add_argument(
@@ -167,8 +183,8 @@ def _bytes(text: str) -> int:
     try:
         size = TypeAdapter(ByteSize).validate_python(text)
     except ValidationError:
-        size = ByteSize(0)
-    if size < 1:
+        size = ByteSize(-1)
+    if size < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write it as 2GiB, 500MB or a number of bytes")
     return int(size)
 

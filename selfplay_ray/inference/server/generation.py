@@ -61,9 +61,10 @@ def plan(
 
     Raises:
         APIError: 400 for what can't be asked, 429 when the queue is full.
-        InferenceError: it doesn't fit the model.
+        InferenceError: it doesn't fit the model, or the engine has stopped.
     """
     engine = context.models.engine
+    engine.check_alive()
     refuse_what_changes_the_distribution(sampling)
     _check(sampling, max_tokens)
     context.queue.check(len(prompts) * sampling.n)

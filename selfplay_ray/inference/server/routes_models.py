@@ -84,10 +84,16 @@ def _files(path: Path) -> tuple[bytes, peft.PeftConfig | None]:
     try:
         if (path / peft.CONFIG_FILE).is_file():
             config = peft.read_peft_config((path / peft.CONFIG_FILE).read_bytes())
-            return (path / peft.WEIGHTS_FILE).read_bytes(), config
-        return (path / OUR_FILE if path.is_dir() else path).read_bytes(), None
+            return _bytes_of(path / peft.WEIGHTS_FILE), config
+        return _bytes_of(path / OUR_FILE if path.is_dir() else path), None
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise AdapterError(f"there is no adapter at {path}: {error}") from None
+
+
+def _bytes_of(file: Path) -> bytes:
+    if not file.is_file():  # a pipe or a device might have no end
+        raise FileNotFoundError(f"{file} is no file")
+    return file.read_bytes()
 
 
 def _decoded(text: str) -> bytes:

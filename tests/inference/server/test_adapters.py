@@ -206,6 +206,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(server: Running, tmp_p
         ({"lora_weights": base64.b64encode(b"no safetensors").decode()}, "safetensors"),
         ({"lora_weights": "***"}, "base64"),
         ({"lora_path": str(tmp_path / "nowhere")}, "there is no adapter"),
+        ({"lora_path": "/dev/zero"}, "there is no adapter"),
         ({"lora_path": "a\x00b"}, "there is no adapter"),
         ({"lora_path": str(tmp_path), "lora_weights": ""}, "either"),
         ({}, "either"),

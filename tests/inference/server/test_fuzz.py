@@ -1,8 +1,12 @@
-"""Whatever is sent, the answer is one: in OpenAI's shape, never the server's own fault, and nothing is left running."""
+"""Whatever is sent, the answer is one: in OpenAI's shape, never the server's own fault, and nothing is left running.
+
+``FUZZ_EXAMPLES`` says how many requests each route gets.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +29,7 @@ POSTS = (
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
 )
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 JSON = {"Content-Type": "application/json"}
 FEW = ("/v1/chat/completions", "/v1/completions", "/inference/v1/generate")
 
@@ -39,6 +44,9 @@ def fuzzed(tiny: Path) -> Iterator[tuple[Running, httpx.Client]]:
 
 def check(answer: httpx.Response) -> None:
     assert answer.status_code < 500, answer.text
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        assert "server_error" not in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
     if answer.status_code >= 400:
         error = answer.json()["error"]
         assert error["message"]
@@ -67,7 +75,7 @@ def test_no_request_of_the_documents_shape_is_the_servers_fault(
     assert set(POSTS) == {path for path, methods in document["paths"].items() if "post" in methods}
     statuses: Counter[int] = Counter()
 
-    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
     @given(bodies(document, path))
     def fuzz(body: object) -> None:
         answer = http.post(path, content=json.dumps(shorter(body, path)), headers=JSON)

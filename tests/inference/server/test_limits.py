@@ -128,11 +128,18 @@ def test_what_is_too_large_is_refused(tiny: Path):
 
 def test_an_engine_that_stopped_is_told(tiny: Path):
     with running_server(tiny) as server:
-        server.engine.close()
-        for answer in (server.get("/health"), server.post("/v1/completions", SHORT)):
+        body = {**LONG, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
+            lines = (line for line in stream.iter_lines() if line)
+            next(lines)
+            server.engine.close()
+            *_, error, done = lines  # the status has been sent
+        assert '"type":"server_error"' in error
+        assert done == "data: [DONE]"
+        for answer in (
+            server.get("/health"),
+            server.post("/v1/completions", SHORT),
+            server.post("/v1/completions", {**SHORT, "stream": True}),
+        ):
             assert answer.status_code == 503
             assert "was closed" in answer.json()["error"]["message"]
-        streamed = server.post("/v1/completions", {**SHORT, "stream": True})
-        first, done = [line for line in streamed.text.splitlines() if line]
-        assert '"type":"server_error"' in first
-        assert done == "data: [DONE]"
