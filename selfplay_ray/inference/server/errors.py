@@ -106,6 +106,10 @@ def answer_errors(app: FastAPI) -> None:
     async def _our_error(_: Request, error: SelfPlayError) -> Response:
         return api_error(error).response
 
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, _: Exception) -> Response:  # whose traceback uvicorn writes to its log
+        return APIError(500, f"the server failed at {request.url.path}; its log says how").response
+
     @app.exception_handler(RequestValidationError)
     async def _malformed(_: Request, error: RequestValidationError) -> Response:
         return malformed(error.errors()).response

@@ -74,7 +74,7 @@ class Soak:
         self._deadline = time.monotonic() + self.seconds
         self._serving = [self.base]
         limits = httpx.Limits(max_connections=self.clients + 8, max_keepalive_connections=self.clients)
-        async with httpx.AsyncClient(base_url=self.url, timeout=120, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=900, limits=limits) as http:
             clients = [self._client(http, random.Random(seed)) for seed in range(self.clients)]
             await asyncio.gather(self._publish(http), *clients)
 
