@@ -82,7 +82,7 @@ class InferenceError(SelfPlayError):
 
 
 class ContextLengthError(InferenceError):
-    """A prompt and its reply together are longer than the model's context, or than the memory for its keys and values."""
+    """A prompt and its reply are together longer than the model's context, or than the memory for keys and values."""
 
 
 class QueueFullError(InferenceError):

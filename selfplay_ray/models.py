@@ -63,6 +63,8 @@ def load_model(name_or_path: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
     import mlx.core as mx
     from mlx_lm import load
 
+    from selfplay_ray.swiglu import replace_swiglu
+
     folder = resolve_model(str(name_or_path))
     try:
         model, tokenizer = load(str(folder))[:2]
@@ -71,6 +73,7 @@ def load_model(name_or_path: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
     if mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
         mx.eval(model.parameters())
+        replace_swiglu(model)
     return model, tokenizer
 
 

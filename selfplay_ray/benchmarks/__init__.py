@@ -6,6 +6,13 @@ The modules are named, not imported: one benchmark doesn't pay for what another 
 from __future__ import annotations
 
 CORE_BENCHMARKS = {
-    "group_fork": "selfplay_ray.benchmarks.group_fork",
-    "shared_prompt_step": "selfplay_ray.benchmarks.shared_prompt_step",
+    name: f"selfplay_ray.benchmarks.{name}"
+    for name in (
+        "throughput",
+        "group_fork",
+        "conversation_kv",
+        "multi_adapter",
+        "swap",
+        "shared_prompt_step",
+    )
 }

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from selfplay_ray.benchmarks.noise import noisy_weights
 from selfplay_ray.benchmarks.result import BenchmarkResult
 from selfplay_ray.lora import read_adapter, write_adapter
 from selfplay_ray.training.batching import MicroBatch, plan_step
@@ -39,25 +39,18 @@ def run(repeats: int) -> BenchmarkResult:
         return step_gradient(trainer.model, batches, trainer.loss, whole_sequences)
 
     shared(), repeated()  # warm-up
-    ours, theirs = zip(*((_measure(shared), _measure(repeated)) for _ in range(repeats)), strict=True)
-    seconds, baseline = [cost[0] for cost in ours], [cost[0] for cost in theirs]
-    ratios = [b / s for b, s in zip(baseline, seconds, strict=True)]
-    return BenchmarkResult(
-        name="shared_prompt_step",
-        ratio=median(ratios),
-        value=median(seconds),
-        baseline=median(baseline),
-        unit="CPU s",
-        spread=(max(ratios) - min(ratios)) / median(ratios),
-        detail={
-            "model": MODEL,
-            "samples": GROUP,
-            "prompt_tokens": PROMPT,
-            "completion_tokens": COMPLETION,
-            "repeats": repeats,
-            "peak_gb": max(cost[1] for cost in ours),
-            "baseline_peak_gb": max(cost[1] for cost in theirs),
-        },
+    measured = [(_measure(shared), _measure(repeated)) for _ in range(repeats)]
+    costs = [(ours, theirs) for (ours, _), (theirs, _) in measured]
+    return BenchmarkResult.of_costs(
+        "shared_prompt_step",
+        costs,
+        "CPU s",
+        model=MODEL,
+        samples=GROUP,
+        prompt_tokens=PROMPT,
+        completion_tokens=COMPLETION,
+        peak_gb=max(peak for (_, peak), _ in measured),
+        baseline_peak_gb=max(peak for _, (_, peak) in measured),
     )
 
 
@@ -95,9 +88,8 @@ def _group() -> list[TrainingRecord]:
 
 def _leave_zero(trainer: Trainer) -> None:
     """Give the adapter noise for weights: with B at zero half of its gradient would be zero as well."""
-    rng = np.random.default_rng(1)
-    weights = read_adapter(trainer.model)
-    write_adapter(trainer.model, {name: 0.02 * rng.normal(size=w.shape) for name, w in weights.items()})
+    shapes = {name: weight.shape for name, weight in read_adapter(trainer.model).items()}
+    write_adapter(trainer.model, noisy_weights(shapes, seed=1))
 
 
 def _measure(compute: Callable[[], StepGradient]) -> tuple[float, float]:

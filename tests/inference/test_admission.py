@@ -146,7 +146,7 @@ async def test_a_full_queue_says_so_at_once(tiny: Path) -> None:
         tasks = [asyncio.create_task(engine.generate(request(seed, max_tokens=400))) for seed in range(3)]
         while engine.stats().running < 2:
             await asyncio.sleep(0.001)
-        with pytest.raises(QueueFullError, match="request r9 found 2 running and 1 waiting.*try again later"):
+        with pytest.raises(QueueFullError, match=r"request r9 found 2 running and 1 waiting.*try again later"):
             await engine.generate(request(9))
         with pytest.raises(QueueFullError, match="r9"):
             await anext(engine.stream(request(9)))
