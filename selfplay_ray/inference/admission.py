@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from selfplay_ray.errors import QueueFullError
 from selfplay_ray.inference.adapters import Adapter
+from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.decoding import Decoding, Tokens
 from selfplay_ray.inference.kv_cache import ROOM
-from selfplay_ray.inference.requests import Generation
+from selfplay_ray.inference.requests import Generation, GenerationRequest
 
 
 class WaitingGroups:
@@ -41,6 +43,10 @@ class WaitingGroups:
     def first(self) -> Sequence[Decoding]:
         """The group whose turn it is, in the order of its members; empty if nobody waits."""
         return min(self._groups.values(), key=lambda group: group[0], default=())
+
+    def clear(self) -> None:
+        self._groups.clear()
+        self._count = 0
 
     def remove(self, decoding: Decoding) -> None:
         group = self._groups[decoding.group]
@@ -78,6 +84,45 @@ class KVBudget:
     def reserved(self, decodings: Collection[Decoding]) -> int:
         """Bytes that ``decodings`` may come to take together."""
         return self.needed(len(decodings), max((one.most_tokens for one in decodings), default=0))
+
+
+class Admission(WaitingGroups):
+    """Those who wait, and which of them may enter the batch beside those who run."""
+
+    def __init__(self, settings: BatchSettings, budget: KVBudget, can_mix: bool) -> None:
+        super().__init__()
+        self._settings = settings
+        self._budget = budget
+        self._can_mix = can_mix  # whether rows of several adapters may be in one batch
+
+    def check_room(self, request: GenerationRequest, running: int) -> None:
+        """Raise QueueFullError if ``request`` would be one too many beside ``running`` and those who wait."""
+        limit = self._settings.max_waiting
+        if limit is not None and running + len(self) >= limit + self._settings.max_batch_size:
+            raise QueueFullError(
+                f"request {request.id} found {running} running and {len(self)} waiting, and no more than {limit} "
+                f"may wait; try again later"
+            )
+
+    def next_group(self, running: Collection[Decoding]) -> Sequence[Decoding]:
+        """Those whose turn it is, who wait no longer: if there is room for all of them, or for as many as there
+        ever is; else nobody."""
+        group = self.first()
+        if not group:
+            return ()
+        most = min(self._settings.max_batch_size, self._budget.rows(max(one.most_tokens for one in group)))
+        group = group[: max(1, most)]
+        together = [*running, *group]
+        mixed = any(one.adapter is not group[0].adapter for one in together)
+        if (
+            len(together) > self._settings.max_batch_size
+            or (running and self._budget.reserved(together) > self._budget.capacity)
+            or (mixed and not self._can_mix)
+        ):
+            return ()
+        for decoding in group:
+            self.remove(decoding)
+        return group
 
 
 def default_kv_bytes() -> int:

@@ -17,9 +17,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch, StopSequences
 
-from selfplay_ray.errors import ConfigError, QueueFullError
 from selfplay_ray.inference.adapters import Adapter, Adapters
-from selfplay_ray.inference.admission import KVBudget, WaitingGroups, default_kv_bytes
+from selfplay_ray.inference.admission import Admission, KVBudget, default_kv_bytes
+from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.decoding import Decoding, Drawn, Listener
 from selfplay_ray.inference.prefixes import PrefixCache
 from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
@@ -32,39 +32,6 @@ about as long as copying their keys and values out of the batch, which every sam
 MOST_RESTARTS = 3
 """How often a prompt is begun again because weights have changed: past that it goes on, or a server whose weights
 change faster than it can run a long prompt would never come to its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """Most sequences decoded at once, and most that may wait besides (None: any number); most prompt tokens run
-    between two decode steps; what keys and values may take in all (None: a quarter of the memory), those kept for
-    later prompts among them, and for how many seconds these are kept.
-
-    With ``fork`` off every prompt is run on its own, as if nothing had been run before it.
-
-    Raises:
-        ConfigError: a bound that leaves nothing to do.
-    """
-
-    max_batch_size: int = 32
-    max_waiting: int | None = None
-    prefill_step_size: int = 512
-    kv_cache_bytes: int | None = None
-    prefix_cache_bytes: int = 256 * 2**20
-    prefix_seconds: float = 600.0
-    fork: bool = True
-
-    def __post_init__(self) -> None:
-        sizes = (
-            self.max_batch_size,
-            self.prefill_step_size,
-            1 if self.kv_cache_bytes is None else self.kv_cache_bytes,
-        )
-        if min(sizes) < 1 or min(self.max_waiting or 0, self.prefix_cache_bytes, self.prefix_seconds) < 0:
-            raise ConfigError(
-                f"an engine needs a batch size, a prefill step and memory for keys and values of 1 or more, and 0 or "
-                f"more that wait, and bytes and seconds for prefixes; got {self}"
-            )
 
 
 @dataclass(slots=True)
@@ -109,7 +76,7 @@ class Decoder:
         )
         self._prefixes = PrefixCache(settings.prefix_cache_bytes, settings.prefix_seconds)
         self._tickets = itertools.count()
-        self._waiting = WaitingGroups()
+        self._admission = Admission(settings, self.budget, self.adapters.can_mix)
         self._running: dict[int, Decoding] = {}  # by ticket
         self._by_uid: dict[int, Decoding] = {}
         self._prefilling: set[int] = set()  # uids
@@ -119,7 +86,7 @@ class Decoder:
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._admission or self._running)
 
     @property
     def holds_prefixes(self) -> bool:
@@ -136,22 +103,17 @@ class Decoder:
             QueueFullError: as many wait as may.
             UnknownNameError: its adapter isn't loaded.
         """
-        limit, held = self._settings.max_waiting, len(self._waiting) + len(self._running)
-        if limit is not None and held >= limit + self._settings.max_batch_size:
-            raise QueueFullError(
-                f"request {request.id} found {len(self._running)} running and {len(self._waiting)} waiting, and no "
-                f"more than {limit} may wait; try again later"
-            )
+        self._admission.check_room(request, len(self._running))
         stops = frozenset(request.stop_token_ids)
         if not request.ignore_eos:
             stops |= self._end_of_turn
         adapter = self.adapters.find(request.adapter)
-        self._waiting.add(Decoding(next(self._tickets), request, adapter, stops, future, listener))
+        self._admission.add(Decoding(next(self._tickets), request, adapter, stops, future, listener))
         self._counters.prompt_tokens += len(request.prompt_token_ids)
 
     def cancel(self, future: Future[Generation]) -> None:
         """Forget the request of ``future``; its place in the batch is free at once."""
-        if not self._waiting.discard(future):
+        if not self._admission.discard(future):
             for decoding in [running for running in self._running.values() if running.future is future]:
                 self._remove(decoding)
         self._measure()
@@ -199,9 +161,10 @@ class Decoder:
 
     def close(self, error: BaseException) -> None:
         """Give up what is unfinished with ``error``, and the generator."""
-        for decoding in [*self._waiting, *self._running.values()]:
+        for decoding in [*self._admission, *self._running.values()]:
             decoding.fail(error)
-        self._waiting, self._running = WaitingGroups(), {}
+        self._admission.clear()
+        self._running.clear()
         self._generator.close()
 
     def stats(self) -> EngineStats:
@@ -209,7 +172,7 @@ class Decoder:
         counters = {name: getattr(self._counters, name) for name in Counters.__slots__}
         return EngineStats(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(self._admission),
             kv_bytes=self._kv_bytes,
             prefix_bytes=self._prefixes.nbytes,
             kv_capacity_bytes=self.budget.capacity,
@@ -222,30 +185,16 @@ class Decoder:
         self._kv_bytes = self._generator.prompt_cache_nbytes + self._prefixes.nbytes
 
     def _admit(self) -> None:
-        while group := self._next_group():
-            for decoding in group:
-                self._waiting.remove(decoding)
-                self._running[decoding.ticket] = decoding
-            self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
+        while group := self._admission.next_group(self._running.values()):
+            self._running.update((decoding.ticket, decoding) for decoding in group)
+            self._make_room()
             for decoding in group:
                 decoding.prompt_version = decoding.adapter.version
                 self._start(decoding)
 
-    def _next_group(self) -> Sequence[Decoding]:
-        """Those whose turn it is, if there is room for all of them, or as many as there is ever room for."""
-        group = self._waiting.first()
-        if not group:
-            return ()
-        most = min(self._settings.max_batch_size, self.budget.rows(max(one.most_tokens for one in group)))
-        group = group[: max(1, most)]
-        together = [*self._running.values(), *group]
-        if len(together) > self._settings.max_batch_size:
-            return ()
-        if self._running and self.budget.reserved(together) > self.budget.capacity:
-            return ()
-        if not self.adapters.can_mix and any(one.adapter is not group[0].adapter for one in together):
-            return ()
-        return group
+    def _make_room(self) -> None:
+        """Prefixes take what running requests leave."""
+        self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
 
     def _start(self, decoding: Decoding) -> None:
         """Prefill the head, wait for another's prefill of the same head, or go on from a kept one."""
@@ -313,7 +262,7 @@ class Decoder:
         """Keep a prefix for later, unless weights changed while it was being run."""
         if self._settings.fork and decoding.prompt_version == decoding.adapter.version:
             self._prefixes.keep(decoding.adapter, tokens, caches[:-1])
-            self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
+            self._make_room()
 
     def _stop_sequences(self, token_ids: frozenset[int]) -> StopSequences:
         if token_ids not in self._stops:
@@ -343,7 +292,7 @@ class Decoder:
             if decoding.adapter is adapter and not drawn and decoding.restarts < MOST_RESTARTS:
                 if decoding.ticket in self._running:  # a leader that was removed has sent its followers back
                     self._remove(decoding)
-                    self._waiting.add(decoding)
+                    self._admission.add(decoding)
                 decoding.restarts += 1
                 self._counters.restarts += 1
 
@@ -360,7 +309,7 @@ class Decoder:
         if leads:  # its followers wait for a prefill that is gone: one of them leads the next
             for follower in self._sharing.pop(decoding.prefill)[1:]:
                 del self._running[follower.ticket]
-                self._waiting.add(follower)
+                self._admission.add(follower)
 
 
 def _by_ticket(draws: Iterable[Draw]) -> Iterable[tuple[int, Drawn]]:

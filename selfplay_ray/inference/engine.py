@@ -14,50 +14,23 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-import mlx.core as mx
 import numpy as np
 
-from selfplay_ray.errors import ContextLengthError, EngineStoppedError, InferenceError, SelfPlayError
-from selfplay_ray.inference.adapters import Adapters
-from selfplay_ray.inference.decoder import BatchSettings, Decoder
-from selfplay_ray.inference.decoding import Listener
+from selfplay_ray.errors import EngineStoppedError, SelfPlayError
+from selfplay_ray.inference.batch_settings import BatchSettings
+from selfplay_ray.inference.decoder import Decoder
+from selfplay_ray.inference.engine_core import Cancel, Change, Command, EngineCore, Stop, Submit
 from selfplay_ray.inference.requests import LIVE, EngineStats, Generation, GenerationRequest, TokenChunk
 from selfplay_ray.lora import LoRASettings
-from selfplay_ray.models import load_model
 
 __all__ = ["Engine", "EngineStats"]
 
 BURST_SECONDS = 0.002  # after a rest: requests made together arrive this close together, and share a prefill
 REST_SECONDS = 1.0  # of idleness after which memory is given back
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    request: GenerationRequest
-    future: Future[Generation]
-    listener: Listener | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    future: Future[Generation]
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """Something to be done to the adapters between two steps."""
-
-    act: Callable[[Decoder], None]
-    future: Future[None]
-
-
-class _Stop:
-    pass
 
 
 class Engine:
@@ -97,7 +70,7 @@ class Engine:
         fork: bool = True,
     ) -> None:
         self.model_path = model_path
-        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Change | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()  # between asking whether the thread has ended and leaving it a command
         self._ended = False
         self._cause: BaseException | None = None
@@ -110,8 +83,8 @@ class Engine:
             prefix_seconds=prefix_seconds,
             fork=fork,
         )
-        started: Future[_Core] = Future()
-        load = partial(_Core, model_path, lora, max_adapters, settings)
+        started: Future[EngineCore] = Future()
+        load = partial(EngineCore, model_path, lora, max_adapters, settings)
         self._thread = threading.Thread(
             target=self._run, args=(started, load), name="inference-engine", daemon=True
         )
@@ -131,11 +104,11 @@ class Engine:
         """
         self.check_fits(request)
         future: Future[Generation] = Future()
-        self._send(_Submit(request, future))
+        self._send(Submit(request, future))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            self._commands.put(_Cancel(future))
+            self._commands.put(Cancel(future))
             raise
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
@@ -149,14 +122,14 @@ class Engine:
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
         future.add_done_callback(arrive)
-        self._send(_Submit(request, future, arrive))
+        self._send(Submit(request, future, arrive))
         try:
             while not isinstance(item := await arrived.get(), Future):
                 yield item
             item.result()
         finally:
             if not future.done():
-                self._commands.put(_Cancel(future))
+                self._commands.put(Cancel(future))
 
     def check_fits(self, request: GenerationRequest) -> None:
         """Raise what ``generate`` would raise about ``request`` itself."""
@@ -217,7 +190,7 @@ class Engine:
     def close(self) -> None:
         """Stop the thread and wait for it; what is unfinished fails with EngineStoppedError. May be called twice."""
         atexit.unregister(self.close)
-        self._commands.put(_Stop())
+        self._commands.put(Stop())
         self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -230,10 +203,10 @@ class Engine:
 
     async def _change(self, act: Callable[[Decoder], None]) -> None:
         future: Future[None] = Future()
-        self._send(_Change(act, future))
+        self._send(Change(act, future))
         await asyncio.wrap_future(future)
 
-    def _send(self, command: _Submit | _Change) -> None:
+    def _send(self, command: Submit | Change) -> None:
         with self._lock:
             if self._ended:
                 raise self._stopped() from self._cause
@@ -247,7 +220,7 @@ class Engine:
 
     # What follows runs in the engine's thread.
 
-    def _run(self, started: Future[_Core], load: Callable[[], _Core]) -> None:
+    def _run(self, started: Future[EngineCore], load: Callable[[], EngineCore]) -> None:
         # Errors of ours are told to whoever waits; any other also leaves its traceback on stderr, as threads do.
         with contextlib.suppress(SelfPlayError):
             try:
@@ -256,13 +229,13 @@ class Engine:
             finally:
                 self._end(started, sys.exception())
 
-    def _serve(self, core: _Core) -> None:
+    def _serve(self, core: EngineCore) -> None:
         while True:
             idle = not core.decoder.busy
             command = self._next_command(
                 wait=idle, timeout=REST_SECONDS if core.decoder.holds_prefixes else None
             )
-            if isinstance(command, _Stop):
+            if isinstance(command, Stop):
                 return
             if command is not None:
                 core.obey(command)
@@ -273,15 +246,13 @@ class Engine:
             else:
                 core.decoder.step()
 
-    def _next_command(
-        self, wait: bool, timeout: float | None = None
-    ) -> _Submit | _Cancel | _Change | _Stop | None:
+    def _next_command(self, wait: bool, timeout: float | None = None) -> Command | None:
         try:
             return self._commands.get(block=wait, timeout=timeout if wait else None)
         except queue.Empty:
             return None
 
-    def _end(self, started: Future[_Core], cause: BaseException | None) -> None:
+    def _end(self, started: Future[EngineCore], cause: BaseException | None) -> None:
         """However the thread ends, nobody is left waiting for it."""
         with self._lock:
             self._ended, self._cause = True, cause
@@ -289,62 +260,6 @@ class Engine:
             started.set_exception(cause)
             return
         while (command := self._next_command(wait=False)) is not None:
-            if isinstance(command, _Submit | _Change) and command.future.set_running_or_notify_cancel():
+            if isinstance(command, Submit | Change) and command.future.set_running_or_notify_cancel():
                 command.future.set_exception(self._stopped())
         started.result().decoder.close(self._stopped())
-
-
-class _Core:
-    """What lives in the engine's thread: the model, and the batch that is decoded on it."""
-
-    def __init__(
-        self, model_path: str | Path, lora: LoRASettings | None, max_adapters: int, settings: BatchSettings
-    ) -> None:
-        model, tokenizer = load_model(model_path)
-        adapters = Adapters(model, lora, max_adapters)
-        self.decoder = Decoder(model, tokenizer.eos_token_ids, settings, adapters)
-        arguments = getattr(model, "args", None)  # not every model of mlx-lm tells its limits there
-        self.context_length: int | None = getattr(arguments, "max_position_embeddings", None)
-        self._vocabulary_size: int | None = getattr(arguments, "vocab_size", None)
-
-    def check_fits(self, request: GenerationRequest) -> None:
-        """Raise what is wrong with ``request``. May be called in any thread."""
-        prompt, limit, size = request.prompt_token_ids, self.context_length, self._vocabulary_size
-        self.decoder.adapters.find(request.adapter)
-        needed = f"request {request.id} needs {len(prompt)} prompt + {request.max_tokens} new tokens"
-        if limit is not None and len(prompt) + request.max_tokens > limit:
-            raise ContextLengthError(f"{needed}; the model's context holds {limit}")
-        budget = self.decoder.budget
-        if not budget.rows(len(prompt) + request.max_tokens):
-            raise ContextLengthError(
-                f"{needed}, whose keys and values don't fit into the {budget.capacity} bytes the engine has for them"
-            )
-        if size is not None and not 0 <= min(prompt) <= max(prompt) < size:
-            raise InferenceError(f"request {request.id} has token ids beyond the vocabulary of {size}")
-
-    def obey(self, command: _Submit | _Cancel | _Change) -> None:
-        match command:
-            case _Submit(request, future, listener):
-                try:
-                    self.decoder.submit(request, future, listener)
-                except SelfPlayError as error:
-                    _fail(future, error)
-            case _Cancel(future):
-                self.decoder.cancel(future)
-            case _Change(act, future) if future.set_running_or_notify_cancel():
-                try:
-                    act(self.decoder)
-                except SelfPlayError as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(None)
-
-    def rest(self) -> None:
-        """Nothing was to do for a while."""
-        self.decoder.expire()
-        mx.clear_cache()
-
-
-def _fail(future: Future[Generation], error: SelfPlayError) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)

@@ -12,7 +12,8 @@ import pytest
 from selfplay_ray.errors import ContextLengthError, QueueFullError
 from selfplay_ray.inference.adapters import Adapter
 from selfplay_ray.inference.admission import KVBudget, WaitingGroups, default_kv_bytes
-from selfplay_ray.inference.decoder import BatchSettings, Decoder
+from selfplay_ray.inference.batch_settings import BatchSettings
+from selfplay_ray.inference.decoder import Decoder
 from selfplay_ray.inference.decoding import Decoding
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.kv_cache import ROOM
@@ -146,7 +147,9 @@ async def test_a_full_queue_says_so_at_once(tiny: Path) -> None:
         tasks = [asyncio.create_task(engine.generate(request(seed, max_tokens=400))) for seed in range(3)]
         while engine.stats().running < 2:
             await asyncio.sleep(0.001)
-        with pytest.raises(QueueFullError, match=r"request r9 found 2 running and 1 waiting.*try again later"):
+        with pytest.raises(
+            QueueFullError, match=r"request r9 found 2 running and 1 waiting.*try again later"
+        ):
             await engine.generate(request(9))
         with pytest.raises(QueueFullError, match="r9"):
             await anext(engine.stream(request(9)))
@@ -160,7 +163,9 @@ async def test_a_full_queue_says_so_at_once(tiny: Path) -> None:
 async def test_what_never_fits_is_refused_by_name(tiny: Path) -> None:
     with Engine(tiny, kv_cache_bytes=ROOM * TINY_BYTES_A_TOKEN) as engine:
         assert len((await engine.generate(request(max_tokens=ROOM - 3))).token_ids) == ROOM - 3
-        with pytest.raises(ContextLengthError, match=r"request r0 needs 3 prompt . 62 new tokens, whose keys"):
+        with pytest.raises(
+            ContextLengthError, match=r"request r0 needs 3 prompt . 62 new tokens, whose keys"
+        ):
             await engine.generate(request(max_tokens=ROOM - 2))
     with Engine(tiny) as engine, pytest.raises(ContextLengthError, match="the model's context holds 1024"):
         await engine.generate(request(max_tokens=2000))
