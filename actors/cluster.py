@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import ray
+from pydantic import SecretStr
 from ray.exceptions import RayError
 
 from selfplay_ray.actors.faults import get
@@ -20,6 +22,10 @@ from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ClusterError
+from selfplay_ray.runlog.folder import RunLog
+
+CLOSE_SECONDS = 5.0
+"""How long endpoints may take to let go of what the run has loaded there."""
 
 
 @contextlib.contextmanager
@@ -72,7 +78,9 @@ class Cluster:
         self._config = config
         self._folder = run_folder.resolve()
         self._spec = spec or ClusterSpec.from_config(config)
+        self._run_id = secrets.token_hex(4)
         self._actors: dict[str, Handle] = {}
+        self._endpoints: dict[str, Handle] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -101,10 +109,19 @@ class Cluster:
         get(self.peers.arena.finish.remote())
 
     def stop(self) -> None:
-        """End every actor."""
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
+        """End every actor; those at endpoints last, when nobody asks them any more and what they loaded can go."""
+        try:
+            for actor in self._actors.values():
+                ray.kill(actor)
+            self._actors.clear()
+            closing = [actor.close.remote() for actor in self._endpoints.values()]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        finally:
+            for actor in self._endpoints.values():
+                ray.kill(actor)
+            self._endpoints.clear()
+            shutil.rmtree(RunLog(self._folder).published_dir, ignore_errors=True)
 
     def _start(self) -> None:
         places = {
@@ -117,16 +134,22 @@ class Cluster:
             learner=places["learner"][0],
             broadcaster=places["broadcaster"][0],
             workers={f"worker-{index}": handle for index, handle in enumerate(places["worker"])},
-            engines=places["engine"],
+            engines=places["engine"] + places["endpoint"],
             judges=places["judge"],
         )
         learner = self._actors["learner-0"]
-        get([actor.connect.remote(self.peers) for actor in self._actors.values() if actor is not learner])
+        others = [actor for actor in self._actors.values() if actor is not learner]
+        get([actor.connect.remote(self.peers) for actor in (*others, *self._endpoints.values())])
         get(learner.connect.remote(self.peers))  # last, because it publishes its first weights
         get(self.peers.arena.start.remote())
 
     def _start_one(self, place: str, spec: ActorSpec, index: int) -> Handle:
         name = f"{place}-{index}"
-        context = ActorContext(name, self._config, self._arena, self._folder)
-        self._actors[name] = ray.remote(spec.cls).options(**spec.options()).remote(context)
-        return self._actors[name]
+        at_endpoint = place == "endpoint"
+        key = os.environ.get(self._config.endpoint_api_key_env, "") if at_endpoint else ""
+        context = ActorContext(
+            name, self._config, self._arena, self._folder, index, self._run_id, SecretStr(key)
+        )
+        actor: Handle = ray.remote(spec.cls).options(**spec.options()).remote(context)
+        (self._endpoints if at_endpoint else self._actors)[name] = actor
+        return actor

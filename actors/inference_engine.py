@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from selfplay_ray.actors.engine_metrics import report_stats
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.inference.engine import Engine, EngineStats
 from selfplay_ray.inference.requests import Generation, GenerationRequest
@@ -18,6 +19,7 @@ class InferenceEngine:
     """Ray's side of an :class:`~selfplay_ray.inference.engine.Engine` that carries the live adapter."""
 
     def __init__(self, context: ActorContext) -> None:
+        self._name = context.name
         self._config = context.config
 
     async def connect(self, peers: Peers) -> None:
@@ -26,6 +28,7 @@ class InferenceEngine:
         self._engine = await asyncio.to_thread(
             Engine, resolve_model(config.model_path), lora=lora, max_batch_size=config.concurrency
         )
+        self._reporting = asyncio.create_task(report_stats(self._name, self._engine.stats))
 
     async def generate(self, request: GenerationRequest) -> Generation:
         return await self._engine.generate(request)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import SecretStr
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
@@ -29,17 +30,24 @@ Handle = Any  # ray.actor.ActorHandle, whose methods Ray makes up
 
 @dataclass(frozen=True, slots=True)
 class ActorContext:
-    """What an actor is made with. ``name`` is unique in the cluster: "worker-0"."""
+    """What an actor is made with.
+
+    ``name`` is unique in the cluster: "worker-0"; ``index`` counts those of its place. ``run_id`` is chance's, and
+    no other run's, be it of the same name. ``endpoint_key`` is only told to who asks endpoints.
+    """
 
     name: str
     config: RunConfig
     arena: Arena
     run_folder: Path
+    index: int = 0
+    run_id: str = ""
+    endpoint_key: SecretStr = field(default_factory=lambda: SecretStr(""))
 
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Handles of everybody. ``workers`` by name."""
+    """Handles of everybody. ``workers`` by name; ``engines`` are those at endpoints, too."""
 
     arena: Handle
     queue: Handle
@@ -104,6 +112,12 @@ class EngineProtocol(ConnectedActor, Protocol):
     async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
 
     async def stats(self) -> EngineStats: ...
+
+
+class EndpointProtocol(EngineProtocol, Protocol):
+    """An engine somewhere else, which stays when the run is over: ``close`` leaves nothing of the run there."""
+
+    async def close(self) -> None: ...
 
 
 class JudgeProtocol(ConnectedActor, Protocol):

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.actors.routing import EngineRouter, JudgeRouter
+from selfplay_ray.inference.balance import RetrySettings
 from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.models import resolve_model
@@ -54,9 +55,8 @@ class RolloutWorker:
         """What answers the roles. Takes a second: it reads the tokenizer."""
         config = self._context.config
         chat = ChatTokenizer(resolve_model(config.model_path))
-        return EngineClient(
-            chat, EngineRouter(peers.engines).generate, self.get_policy_version, config.max_tokens
-        )
+        router = EngineRouter(peers.engines, RetrySettings(deadline=config.endpoint_timeout))
+        return EngineClient(chat, router.generate, self.get_policy_version, config.max_tokens)
 
     async def connected(self) -> bool:
         return self._worker is not None

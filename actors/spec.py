@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfplay_ray.actors.arena import ArenaActor
+from selfplay_ray.actors.endpoint_engine import EndpointEngine
 from selfplay_ray.actors.inference_engine import InferenceEngine
 from selfplay_ray.actors.judge_pool import JudgePool
 from selfplay_ray.actors.learner import Learner
@@ -73,6 +74,7 @@ class ClusterSpec:
     broadcaster: ActorSpec
     worker: ActorSpec
     engine: ActorSpec
+    endpoint: ActorSpec
     judge: ActorSpec
 
     def __post_init__(self) -> None:
@@ -80,9 +82,10 @@ class ClusterSpec:
             count = getattr(self, place).count
             if count != 1:
                 raise ConfigError(f"a cluster has exactly one {place}; its ActorSpec asks for {count}")
-        for place in ("worker", "engine"):
-            if getattr(self, place).count < 1:
-                raise ConfigError(f"a cluster needs at least one {place}; its ActorSpec asks for 0")
+        if self.worker.count < 1:
+            raise ConfigError("a cluster needs at least one worker; its ActorSpec asks for 0")
+        if self.engine.count + self.endpoint.count < 1:
+            raise ConfigError("a cluster needs at least one engine or endpoint; its ActorSpecs ask for 0")
 
     @classmethod
     def from_config(cls, config: RunConfig) -> ClusterSpec:
@@ -93,7 +96,7 @@ class ClusterSpec:
         """
         cpus = os.cpu_count() or 1
         busy_at_once = config.engines + config.judges + (config.max_staleness > 0)
-        threads = max(1, cpus // busy_at_once)
+        threads = max(1, cpus // max(1, busy_at_once))
         many = 10_000  # calls that only wait cost next to nothing
         return cls(
             arena=ActorSpec(ArenaActor, max_concurrency=many),
@@ -102,5 +105,6 @@ class ClusterSpec:
             broadcaster=ActorSpec(WeightBroadcaster),
             worker=ActorSpec(RolloutWorker, config.rollout_workers, max_restarts=-1, max_concurrency=many),
             engine=ActorSpec(InferenceEngine, config.engines, threads=threads, max_concurrency=many),
+            endpoint=ActorSpec(EndpointEngine, len(config.endpoints), max_concurrency=many),
             judge=ActorSpec(JudgePool, config.judges, threads=threads, max_concurrency=many),
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class RunConfig(BaseModel):
@@ -58,8 +60,17 @@ class RunConfig(BaseModel):
     micro_token_budget: int = Field(4096, ge=1)
     """Most tokens the learner runs at once; a step is cut into as many micro-batches as it takes."""
 
-    engines: int = Field(1, ge=1)
+    engines: int = Field(1, ge=0)
     """Inference engines."""
+    endpoints: tuple[str, ...] = ()
+    """Addresses, up to /v1, of servers that speak vLLM's dialect and sample besides the engines, or with `engines` 0
+    instead of them."""
+    endpoint_model: str = ""
+    """What the endpoints call the base model, which must be `model_path`'s; found out from them when empty."""
+    endpoint_api_key_env: str = Field("SELFPLAY_ENDPOINT_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the endpoints' key, if they ask for one."""
+    endpoint_timeout: float = Field(600.0, gt=0)
+    """Seconds that an endpoint may take for a request, and that a request waits where no engine can answer it."""
     rollout_workers: int = Field(1, ge=1)
     """Rollout workers."""
     judges: int = Field(0, ge=0)
@@ -77,3 +88,22 @@ class RunConfig(BaseModel):
     """Name of the Weights & Biases run; the run's own when unset."""
     verbose: bool = False
     """Show a sample of what the agents said at every step."""
+
+    @field_validator("endpoints")
+    @classmethod
+    def _check_endpoints(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.username or parts.password:
+                raise ValueError("an address holds no password: endpoint_api_key_env names where the key is")
+            if parts.scheme not in ("http", "https") or not parts.netloc or not url.endswith("/v1"):
+                raise ValueError("an endpoint is an address up to /v1, as http://127.0.0.1:8000/v1 is")
+        if len(set(urls)) < len(urls):
+            raise ValueError("an endpoint is there twice")
+        return urls
+
+    @model_validator(mode="after")
+    def _check_that_something_samples(self) -> Self:
+        if self.engines + len(self.endpoints) < 1:
+            raise ValueError("nothing samples with engines = 0 and no endpoints; give 1 or more of either")
+        return self

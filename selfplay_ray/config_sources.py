@@ -107,10 +107,12 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> l
     """The field's flag; none for a field of many parts, which is for the TOML file."""
     options = ("--" + name.replace("_", "-"), *FLAG_ALIASES.get(name, ()))
     kind = _without_none(field.annotation)
-    shown = "" if field.is_required() or field.default in (None, "") else f" (default: {field.default})"
+    shown = "" if field.is_required() or field.default in (None, "", ()) else f" (default: {field.default})"
     text = (field.description or "").replace("%", "%%") + shown
     if kind is bool:
         return [parser.add_argument(*options, dest=name, action=argparse.BooleanOptionalAction, help=text)]
+    if kind == tuple[str, ...]:
+        return [parser.add_argument(*options, dest=name, metavar="TEXT", nargs="+", help=text)]
     if get_origin(kind) is Literal:
         metavar = "|".join(str(choice) for choice in get_args(kind))
     elif kind in METAVARS:
@@ -152,7 +154,8 @@ def _sentence(
         return allowed
     value = problem["input"]
     if key in flags:
-        return f"--{key.replace('_', '-')} {value} is not possible: {allowed}"
+        given = " ".join(value) if isinstance(value, list) else value
+        return f"--{key.replace('_', '-')} {given} is not possible: {allowed}"
     place = f" in {path}" if path else ""
     return f"{key} = {value!r}{place} is not possible: {allowed}"
 

@@ -13,6 +13,7 @@ SelfPlayError
 ├── InferenceError         a completion failed, or lacks what training needs (logprobs, token ids)
 │   ├── ContextLengthError a prompt and its reply are longer than the model's context, or than the memory for it
 │   ├── QueueFullError     as many requests wait as may
+│   ├── UnavailableError   an engine or endpoint can't answer now; another may
 │   └── EngineStoppedError nothing is generated any more: the engine was closed, or failed
 ├── TrainingError          a step can't be taken: malformed records, numbers that aren't finite
 ├── ReplayError            the replay journal was misused or can't be read
@@ -87,6 +88,10 @@ class ContextLengthError(InferenceError):
 
 class QueueFullError(InferenceError):
     """As many requests wait as may; the same one may be made again later."""
+
+
+class UnavailableError(InferenceError):
+    """An engine or endpoint can't answer now; the same request may be made of another one, or later."""
 
 
 class EngineStoppedError(InferenceError):

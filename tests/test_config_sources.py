@@ -62,6 +62,13 @@ def test_flags_of_every_kind():
     assert load("--verbose", "--no-verbose").verbose is False
 
 
+def test_a_flag_may_take_several(toml):
+    urls = ("http://one:8000/v1", "https://two/v1")
+    assert load("--endpoints", *urls, "--engines", "0").endpoints == urls
+    assert load("--config", toml(config_toml(load("--endpoints", *urls)))).endpoints == urls
+    assert complaints("--endpoints") == ["--endpoints: expected at least one argument"]
+
+
 @pytest.mark.parametrize("flag", ["--max-staleness", "--max-policy-lag"])
 def test_the_staleness_limit_goes_by_two_names(flag: str):
     assert load(flag, "3").max_staleness == 3

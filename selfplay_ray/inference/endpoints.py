@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,42 +12,15 @@ from typing import TypeVar
 import openai
 
 from selfplay_ray.errors import ConfigError, ContextLengthError, InferenceError
+from selfplay_ray.inference.balance import IMBALANCE, RetrySettings
 
 T = TypeVar("T")
 
-IMBALANCE = 8
-"""How many more requests than the idlest an endpoint may have before those of one prompt are spread."""
 CONNECT_SECONDS = 10.0
 RETRYABLE = (408, 429)  # and all of 5xx
 KEYLESS = "none"  # openai's client wants a key even where there is none
 TOO_LONG = ("context_length_exceeded", "maximum context length", "max_model_len")
 """How it is told that a request is too long: OpenAI's code, and vLLM's sentences, which have no code of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class RetrySettings:
-    """At most ``attempts``, all within ``deadline`` seconds; waits between them grow from ``first_delay`` to
-    ``longest_delay`` seconds, each times a random number from 0.5 to 1.
-
-    Raises:
-        ConfigError: a number that leaves no attempt, or no time for it.
-    """
-
-    attempts: int = 5
-    deadline: float = 600.0
-    first_delay: float = 0.5
-    longest_delay: float = 8.0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or min(self.deadline, self.longest_delay) <= 0 or self.first_delay < 0:
-            raise ConfigError(
-                f"with {self} nothing can be asked; attempts, deadline and delays must be above 0"
-            )
-
-    def delay(self, failures: int) -> float:
-        """Seconds to wait after the ``failures``-th failure."""
-        longest = min(self.longest_delay, self.first_delay * 2.0 ** (failures - 1))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients don't come back all at once
 
 
 @dataclass(slots=True, eq=False)
@@ -153,9 +125,9 @@ class Endpoints:
                 return await self._ask(endpoint, ask)
             except (openai.APIStatusError, openai.APIConnectionError) as error:
                 if not is_retryable(error):
-                    raise _kind(error)(_sentence(endpoint, error)) from error
+                    raise kind_of(error)(sentence_of(endpoint, error)) from error
                 if len(tried) == self.retry.attempts:
-                    sentence = f"{_sentence(endpoint, error)} (the last of {len(tried)} attempts)"
+                    sentence = f"{sentence_of(endpoint, error)} (the last of {len(tried)} attempts)"
                     raise InferenceError(sentence) from error
                 self._leave_alone(endpoint, len(tried), error)
             await asyncio.sleep(self._until_somebody_is_well())
@@ -202,14 +174,16 @@ def retry_after(error: Failure) -> float:
         return 0.0
 
 
-def _kind(error: Failure) -> type[InferenceError]:
+def kind_of(error: Failure) -> type[InferenceError]:
+    """What a failure that won't pass is an error of."""
     if not isinstance(error, openai.APIStatusError) or error.status_code != 400:
         return InferenceError
     said = f"{error.code} {_reason(error)}"
     return ContextLengthError if any(words in said for words in TOO_LONG) else InferenceError
 
 
-def _sentence(endpoint: Endpoint, error: Failure) -> str:
+def sentence_of(endpoint: Endpoint, error: Failure) -> str:
+    """What ``endpoint`` has answered instead, or why it didn't."""
     if isinstance(error, openai.APIStatusError):
         return f"{endpoint.url} answered {error.status_code}: {_reason(error)}"
     return f"{endpoint.url} can't be reached: {error.__cause__ or error}"

@@ -9,8 +9,9 @@ from typing import Any
 import openai
 
 from selfplay_ray.inference.adapter_names import version_in
+from selfplay_ray.inference.balance import RetrySettings
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.endpoints import Endpoint, Endpoints, RetrySettings
+from selfplay_ray.inference.endpoints import Endpoint, Endpoints
 from selfplay_ray.inference.openai_answers import Answer, checked_completion, parse
 from selfplay_ray.inference.token_requests import (
     ASK_FOR_TOKENS,

@@ -93,6 +93,11 @@ class RunLog:
     def adapters_dir(self) -> Path:
         return self.folder / "adapters"
 
+    @property
+    def published_dir(self) -> Path:
+        """Where endpoints find adapters while the run goes on."""
+        return self.folder / "published"
+
     def adapter_path(self, version: int) -> Path:
         """Where policy ``version``'s adapter is kept: names sort by version."""
         return self.adapters_dir / f"v{version:06d}.safetensors"

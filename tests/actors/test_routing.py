@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from selfplay_ray.actors.routing import IMBALANCE, EngineRouter, JudgeRouter
-from selfplay_ray.errors import InferenceError
+from selfplay_ray.errors import InferenceError, UnavailableError
+from selfplay_ray.inference.balance import RetrySettings
 from selfplay_ray.inference.requests import GenerationRequest
 from selfplay_ray.types import ModelCall
 
@@ -56,6 +58,65 @@ async def test_different_prompts_are_spread():
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def answered(handles: list[Handle], answer: object) -> int:
+    """Which of ``handles`` is asked next; it answers."""
+    async with asyncio.timeout(5):
+        while True:
+            for index, handle in enumerate(handles):
+                if handle.asked and not handle.asked[-1].done():
+                    said = handle.asked[-1]
+                    said.set_exception(answer) if isinstance(answer, Exception) else said.set_result(answer)
+                    return index
+            await asyncio.sleep(0)
+
+
+async def test_one_that_cannot_answer_is_left_alone_and_the_request_goes_elsewhere():
+    engines = [Handle(), Handle(), Handle()]
+    router = EngineRouter(engines, RetrySettings(first_delay=60, longest_delay=60))
+    task = asyncio.create_task(router.generate(request(0)))
+    first = await answered(engines, UnavailableError("it is down"))
+    second = await answered(engines, "said")
+    assert first != second
+    assert await task == "said"
+    task = asyncio.create_task(router.generate(replace(request(0), seed=1)))
+    assert await answered(engines, "said again") == second  # its prompt's place, while the first rests
+    assert await task == "said again"
+
+
+async def test_one_that_was_left_alone_is_asked_again():
+    engines = [Handle()]
+    router = EngineRouter(engines, RetrySettings(first_delay=0.001, longest_delay=0.001))
+    task = asyncio.create_task(router.generate(request(0)))
+    for _ in range(20):
+        await answered(engines, UnavailableError("it is down"))
+    await answered(engines, "said")
+    assert await task == "said"
+
+
+async def test_when_nobody_is_well_for_too_long_the_request_fails():
+    engines = [Handle(), Handle()]
+    router = EngineRouter(engines, RetrySettings(deadline=0.02, first_delay=0.001, longest_delay=0.001))
+    task = asyncio.create_task(router.generate(request(0)))
+    while not task.done():
+        for said in [engine.asked[-1] for engine in engines if engine.asked]:
+            if not said.done():
+                said.set_exception(UnavailableError("it is down"))
+        await asyncio.sleep(0)
+    with pytest.raises(
+        InferenceError, match=r"^no engine could answer request r within 0\.02 s: it is down$"
+    ):
+        await task
+
+
+async def test_what_fails_for_good_is_not_asked_again():
+    engines = [Handle(), Handle()]
+    task = asyncio.create_task(EngineRouter(engines).generate(request(0)))
+    await answered(engines, InferenceError("no such token"))
+    with pytest.raises(InferenceError, match="no such token"):
+        await task
+    assert sum(len(engine.asked) for engine in engines) == 1
 
 
 async def test_the_judge_with_the_fewest_calls_is_next_also_after_one_that_failed():

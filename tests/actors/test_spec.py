@@ -52,7 +52,7 @@ def test_a_spec_that_is_none_is_refused(made: Any, sentence: str):
         ("learner", 2, "a cluster has exactly one learner; its ActorSpec asks for 2"),
         ("arena", 0, "a cluster has exactly one arena; its ActorSpec asks for 0"),
         ("worker", 0, "a cluster needs at least one worker; its ActorSpec asks for 0"),
-        ("engine", 0, "a cluster needs at least one engine; its ActorSpec asks for 0"),
+        ("engine", 0, "a cluster needs at least one engine or endpoint; its ActorSpecs ask for 0"),
     ],
 )
 def test_a_cluster_that_could_not_run_is_refused(place: str, count: int, sentence: str):
@@ -68,3 +68,5 @@ def test_what_computes_at_the_same_time_shares_the_cpus(monkeypatch: pytest.Monk
     alternating = ClusterSpec.from_config(RunConfig(engines=1, max_staleness=0))
     assert (alternating.learner.threads, alternating.engine.threads) == (8, 8)
     assert (overlapping.engine.count, overlapping.judge.count, overlapping.worker.count) == (2, 1, 1)
+    elsewhere = ClusterSpec.from_config(RunConfig(engines=0, endpoints=("http://there/v1",), max_staleness=0))
+    assert (elsewhere.engine.count, elsewhere.endpoint.count, elsewhere.learner.threads) == (0, 1, 8)
