@@ -156,11 +156,16 @@ async def _load(endpoint: Endpoint, name: str, body: Mapping[str, object]) -> No
             raise
         if name in {model.id for model in await list_models(endpoint)}:
             return  # an earlier attempt that got no answer: nobody else uses this name
-        raise AdapterError(
-            f"{sentence_of(endpoint, error)}: it doesn't take the adapter {name}; vLLM needs --enable-lora, "
-            f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, a --max-lora-rank that is large enough, and the run's folder "
-            f"on a disk it can read"
-        ) from error
+        raise refusal(endpoint, error) from error
+
+
+def refusal(endpoint: Endpoint, error: openai.APIStatusError) -> AdapterError:
+    """What it means that an endpoint doesn't take an adapter, and what may be missing."""
+    return AdapterError(
+        f"{sentence_of(endpoint, error)}: it doesn't take the adapter; vLLM needs --enable-lora, "
+        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, a --max-lora-rank that is large enough, and the run's folder on a "
+        f"disk it can read"
+    )
 
 
 async def _post(endpoint: Endpoint, path: str, body: Mapping[str, object], seconds: float) -> None:

@@ -22,7 +22,7 @@ from selfplay_ray.errors import (
 )
 from selfplay_ray.inference.adapter_folders import AdapterFolders
 from selfplay_ray.inference.adapter_names import versioned_name
-from selfplay_ray.inference.endpoint_adapters import delivery_to, find_base, list_models, unload
+from selfplay_ray.inference.endpoint_adapters import delivery_to, find_base, list_models, refusal, unload
 from selfplay_ray.inference.endpoints import (
     CONNECT_SECONDS,
     Endpoint,
@@ -170,6 +170,9 @@ class RemoteEngine:
             await self._publish(weights, version)
         except FAILURES as error:
             self._fall_sick(sentence_of(self._endpoint, error))
+            if isinstance(error, openai.APIStatusError) and not self._swaps:
+                # It is there, and has never taken one: a rank that is too large, vLLM answers with 500.
+                raise refusal(self._endpoint, error) from error
         except SelfPlayError as error:
             self._fall_sick(str(error))
             if not any(model.in_flight for model in self._loaded.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +95,28 @@ def request(**changes: object) -> GenerationRequest:
         "seed": 2**63 + 5,
     }
     return GenerationRequest(**{**usual, **changes})  # type: ignore[arg-type]
+
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def answering(answer: Answer) -> AsyncIterator[str]:
+    """A server that does what ours never does; its address up to /v1. It ends when its clients have hung up."""
+    tasks: list[asyncio.Task[None] | None] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await answer(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        await asyncio.gather(*filter(None, tasks))
 
 
 async def until(condition: object) -> None:
@@ -260,21 +282,16 @@ async def test_one_that_says_nothing_any_more_is_given_up(
     monkeypatch.setattr(endpoint_adapters, "LOOK_SECONDS", 0.1)
     models, looks = b'{"data": [{"id": "tiny"}]}', 0
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def only_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal looks
         while line := await reader.readline():
             if line.startswith(b"GET") and (looks := looks + 1) == 1:
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(models), models))
-        writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        there = remote(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", chat, tmp_path)
-        await there.connect()
+    async with answering(only_once) as url, connected(url, chat, tmp_path) as there:
         with pytest.raises(UnavailableError, match="the request was given up"):
             await there.generate(request())
         assert looks >= 1 + remote_engine.LOOKS_BEFORE_LOST
-        await there.aclose()
 
 
 async def test_what_may_pass_elsewhere_and_what_will_not(engine: Engine, chat: ChatTokenizer, tmp_path: Path):
@@ -310,6 +327,31 @@ async def test_an_adapter_that_does_not_fit_is_told_at_once(
                 await there.load_adapter(large, 1)
             with pytest.raises(UnavailableError, match="rank 8"):  # and never sampled from an older one
                 await there.generate(request())
+
+
+async def test_a_refusal_that_looks_like_trouble_is_told_at_once_where_no_adapter_was_ever_taken(
+    engine: Engine, chat: ChatTokenizer, tmp_path: Path
+):
+    """vLLM answers 500 where the rank is above its --max-lora-rank."""
+    bodies = {
+        b"GET": (200, b'{"data": [{"id": "tiny"}]}'),
+        b"POST": (500, b'{"error": {"message": "rank 4"}}'),
+    }
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            await reader.readexactly(int(length[1]) if length else 0)
+            status, body = bodies[head.split()[0]]
+            writer.write(b"HTTP/1.1 %d Said\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+
+    async with answering(answer) as url, connected(url, chat, tmp_path) as there:
+        with pytest.raises(
+            AdapterError, match=r"answered 500: rank 4: it doesn't take the adapter; vLLM needs"
+        ):
+            await there.load_adapter(weights(engine, 1), 0)
+        with pytest.raises(UnavailableError, match="rank 4"):
+            await there.generate(request())
 
 
 async def test_what_cannot_be_connected_to_is_one_sentence(
