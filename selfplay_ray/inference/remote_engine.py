@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Collection, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -21,8 +19,8 @@ from selfplay_ray.errors import (
     UnknownNameError,
 )
 from selfplay_ray.inference.adapter_folders import AdapterFolders
-from selfplay_ray.inference.adapter_names import versioned_name
-from selfplay_ray.inference.endpoint_adapters import delivery_to, find_base, list_models, refusal, unload
+from selfplay_ray.inference.endpoint_adapters import delivery_to, find_base, list_models, refusal
+from selfplay_ray.inference.endpoint_versions import EndpointModel, EndpointVersions
 from selfplay_ray.inference.endpoints import (
     CONNECT_SECONDS,
     Endpoint,
@@ -45,15 +43,6 @@ LOOKS_BEFORE_LOST = 2
 FAILURES = (openai.APIStatusError, openai.APIConnectionError)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Model:
-    """What requests ask for by ``name``, and how many of ours are being answered by it."""
-
-    name: str
-    version: int
-    in_flight: int = 0
 
 
 class RemoteEngine:
@@ -94,15 +83,9 @@ class RemoteEngine:
         self._timeout = openai.Timeout(deadline, connect=CONNECT_SECONDS)
         self._modes = LogprobsModes()
         self._trouble: str | None = None  # why it is sick
-        self._wanted: tuple[Weights, int] | None = None  # the newest policy
-        self._live: _Model | None = None  # the newest policy that it serves
-        self._loaded: dict[str, _Model] = {}  # adapters of ours that it serves
-        self._publishing = asyncio.Lock()
         self._look_now = asyncio.Event()
         self._asking: set[asyncio.Task[Answer]] = set()
-        self._unloading: dict[str, asyncio.Task[None]] = {}
-        self._prompt_tokens = self._generated_tokens = self._swaps = 0
-        self._swap_seconds = 0.0
+        self._prompt_tokens = self._generated_tokens = 0
 
     async def connect(self, temperatures: Collection[float] = ()) -> None:
         """See that the endpoint is there, and that it can be trained on what it samples at ``temperatures``.
@@ -123,8 +106,9 @@ class RemoteEngine:
         except SelfPlayError:
             await self._endpoint.aclose()
             raise
-        self._base, self._context = _Model(card.id, 0), card.max_model_len
-        self._delivery = delivery_to(self._endpoint, card, self._folders, self._scale)
+        self._base, self._context = EndpointModel(card.id, 0), card.max_model_len
+        delivery = delivery_to(self._endpoint, card, self._folders, self._scale)
+        self._versions = EndpointVersions(self._endpoint, self._prefix, delivery)
         self._watching = asyncio.create_task(self._watch())
 
     async def generate(self, request: GenerationRequest) -> Generation:
@@ -144,7 +128,7 @@ class RemoteEngine:
             self._fail(error, model)
         finally:
             model.in_flight -= 1
-            self._unload_unused()
+            self._versions.unload_unused()
         generation = checked_generation(answer, self._endpoint.url, model.name, request, self._eos_token_ids)
         if any(span.version != model.version for span in generation.spans):
             raise InferenceError(
@@ -163,31 +147,31 @@ class RemoteEngine:
         Raises:
             AdapterError: it doesn't take them.
         """
-        self._wanted = weights, version
+        self._versions.want(weights, version)
         if self._trouble is not None:
             return
         try:
-            await self._publish(weights, version)
+            await self._versions.publish()
         except FAILURES as error:
             self._fall_sick(sentence_of(self._endpoint, error))
-            if isinstance(error, openai.APIStatusError) and not self._swaps:
+            if isinstance(error, openai.APIStatusError) and not self._versions.swaps:
                 # It is there, and has never taken one: a rank that is too large, vLLM answers with 500.
                 raise refusal(self._endpoint, error) from error
         except SelfPlayError as error:
             self._fall_sick(str(error))
-            if not any(model.in_flight for model in self._loaded.values()):
+            if not self._versions.in_use:
                 raise
 
     def stats(self) -> EngineStats:
         """Of this run's requests; what else the endpoint does, its own /metrics tell."""
-        models = [*self._loaded.values(), self._base]
+        models = [*self._versions.loaded.values(), self._base]
         return EngineStats(
             running=sum(model.in_flight for model in models),
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
-            swaps=self._swaps,
-            swap_seconds=self._swap_seconds,
-            adapters=len(self._loaded),
+            swaps=self._versions.swaps,
+            swap_seconds=self._versions.swap_seconds,
+            adapters=len(self._versions.loaded),
         )
 
     async def aclose(self) -> None:
@@ -195,16 +179,12 @@ class RemoteEngine:
         self._trouble = f"{self._endpoint.url} is left: the run is over"
         self._watching.cancel()
         self._give_up()
-        async with self._publishing:  # what is being loaded right now is unloaded, too
-            self._live = self._wanted = None
-        for model in self._loaded.values():
-            self._unload_soon(model)
-        await asyncio.gather(*self._unloading.values())
+        await self._versions.unload_all()
         await self._endpoint.aclose()
 
     # Requests
 
-    def _model_for(self, request: GenerationRequest) -> _Model:
+    def _model_for(self, request: GenerationRequest) -> EndpointModel:
         if self._trouble is not None:
             raise UnavailableError(self._trouble)
         needed = len(request.prompt_token_ids) + request.max_tokens
@@ -216,9 +196,9 @@ class RemoteEngine:
             return self._base
         if request.adapter != LIVE:
             raise UnknownNameError("adapter", request.adapter, [LIVE])
-        return self._live or self._base
+        return self._versions.live or self._base
 
-    async def _ask(self, model: _Model, request: GenerationRequest) -> Answer:
+    async def _ask(self, model: EndpointModel, request: GenerationRequest) -> Answer:
         await self._modes.check(self._endpoint, self._timeout, model.name, request.temperature)
         return await continue_tokens(
             self._endpoint,
@@ -247,7 +227,7 @@ class RemoteEngine:
             raise UnavailableError(f"{self._trouble}; the request was given up")
         return task.result()
 
-    def _fail(self, error: Failure, model: _Model) -> NoReturn:
+    def _fail(self, error: Failure, model: EndpointModel) -> NoReturn:
         """Raise what a failed request means, and look at the endpoint if it may be sick."""
         sentence = sentence_of(self._endpoint, error)
         gone = isinstance(error, openai.NotFoundError) and model is not self._base  # restarted, say
@@ -260,45 +240,6 @@ class RemoteEngine:
     def _give_up(self) -> None:
         for task in self._asking:
             task.cancel()
-
-    # Versions
-
-    async def _publish(self, weights: Weights, version: int) -> None:
-        """Have the endpoint serve the policy, unless it does already, or a newer one came meanwhile."""
-        async with self._publishing:
-            served = self._live is not None and self._live.version == version
-            if served or self._wanted is None or self._wanted[1] != version:
-                return
-            started = time.perf_counter()
-            name = versioned_name(self._prefix, version)
-            model = self._loaded.setdefault(
-                name, _Model(name, version)
-            )  # also if no answer comes: it may be there
-            await self._delivery.load(name, weights, version)
-            self._live = model
-            self._swaps += 1
-            self._swap_seconds += time.perf_counter() - started
-        self._unload_unused()
-
-    def _unload_unused(self) -> None:
-        for model in self._loaded.values():
-            wanted = self._wanted is not None and model.version == self._wanted[1]
-            if model is not self._live and not wanted and not model.in_flight:
-                self._unload_soon(model)
-
-    def _unload_soon(self, model: _Model) -> None:
-        if model.name not in self._unloading:
-            task = self._unloading[model.name] = asyncio.create_task(self._unload(model.name))
-            task.add_done_callback(lambda _: self._unloading.pop(model.name))
-
-    async def _unload(self, name: str) -> None:
-        """One that fails is tried again after the next look."""
-        try:
-            await unload(self._endpoint, name)
-            del self._loaded[name]
-            await asyncio.to_thread(self._delivery.forget, name)
-        except (*FAILURES, SelfPlayError) as error:
-            logger.warning("%s is left where it is: %s", name, self._sentence(error))
 
     # Health
 
@@ -318,16 +259,14 @@ class RemoteEngine:
             await self._until_next_look(in_vain)
 
     async def _look(self) -> None:
-        live = self._live
+        live = self._versions.live
         names = {model.id for model in await list_models(self._endpoint)}
-        if live is not None and live is self._live and live.name not in names:
+        if self._versions.has_lost(live, names):
             self._fall_sick(
-                f"{self._endpoint.url} has lost {live.name}: it was started again, or told to unload it"
+                f"{self._endpoint.url} has lost a version: it was started again, or told to unload it"
             )
-            self._live = None
-        if self._wanted is not None:
-            await self._publish(*self._wanted)
-        self._unload_unused()
+        await self._versions.publish()
+        self._versions.unload_unused()
 
     async def _until_next_look(self, in_vain: int) -> None:
         if in_vain:
