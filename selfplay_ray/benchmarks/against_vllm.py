@@ -32,7 +32,8 @@ from selfplay_ray.benchmarks.result import BenchmarkResult
 from selfplay_ray.command import run_command
 from selfplay_ray.errors import ConfigError, InferenceError
 from selfplay_ray.inference.adapter_names import versioned_name
-from selfplay_ray.inference.endpoints import Endpoint, Endpoints, RetrySettings
+from selfplay_ray.inference.balance import RetrySettings
+from selfplay_ray.inference.endpoints import Endpoint, Endpoints
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.peft import save_peft
 from selfplay_ray.inference.requests import LIVE

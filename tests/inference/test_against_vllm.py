@@ -11,7 +11,8 @@ from selfplay_ray.benchmarks import against_vllm
 from selfplay_ray.benchmarks.against_vllm import InProcess, OverHTTP, Sizes, compare
 from selfplay_ray.benchmarks.load import new_tokens
 from selfplay_ray.errors import InferenceError
-from selfplay_ray.inference.endpoints import Endpoints, RetrySettings
+from selfplay_ray.inference.balance import RetrySettings
+from selfplay_ray.inference.endpoints import Endpoints
 
 SMALL = Sizes(
     prompts=2,

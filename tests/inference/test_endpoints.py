@@ -14,7 +14,8 @@ import pytest
 
 from selfplay_ray.errors import ConfigError, InferenceError
 from selfplay_ray.inference.adapter_names import version_in, versioned_name
-from selfplay_ray.inference.endpoints import IMBALANCE, Endpoints, RetrySettings
+from selfplay_ray.inference.balance import IMBALANCE, RetrySettings
+from selfplay_ray.inference.endpoints import Endpoints
 from selfplay_ray.inference.openai_client import OpenAIClient
 from selfplay_ray.types import Message, ModelCall
 

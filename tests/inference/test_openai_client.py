@@ -20,8 +20,8 @@ import pytest
 from server_running import LORA, running_server
 
 from selfplay_ray.errors import ContextLengthError, InferenceError
+from selfplay_ray.inference.balance import RetrySettings
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.endpoints import RetrySettings
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.openai_client import OpenAIClient
 from selfplay_ray.inference.peft import save_peft
