@@ -15,7 +15,7 @@ from loss_cases import Case, away_from, cases, slopes, value_and_gradient
 
 from selfplay_ray.training.losses import LOSSES, LossInputs, LossSettings, Objective, make_objective
 from selfplay_ray.training.losses.score_function import cispo, reinforce, truncated_importance_weights
-from selfplay_ray.training.losses.trust_region import ppo_clip
+from selfplay_ray.training.losses.trust_region import dppo_tv, ppo_clip
 
 EVERYTHING = {
     "kl_coefficient": 0.1,
@@ -186,6 +186,27 @@ def test_a_proximal_policy_equals_numpy(case, bound):
     output, gradient = value_and_gradient(objective, case, proximal=True)
     assert output.total.item() == pytest.approx(reference(case.logprobs), rel=1e-4, abs=1e-3)
     np.testing.assert_allclose(gradient, slopes(reference, case.logprobs), rtol=1e-3, atol=1e-3)
+
+
+def test_dppo_keeps_its_distance_to_the_sampler_under_truncation():
+    # π = 0.8, μ = 0.5: 0.3 > 0.2 and A > 0, though the ratio to π before the step is 1: no gradient.
+    # At μ = 0.7 it has -min(0.8 / 0.7, 1.1) = -1.1.
+    def total(logprobs: mx.array) -> mx.array:
+        behaviour, mask = mx.log(mx.array([[0.5, 0.7]])), mx.array([[True, True]])
+        objective = Objective(partial(dppo_tv, clip_low=0.2, clip_high=0.2), truncation=1.1)
+        return objective(LossInputs(logprobs, behaviour, mx.array(1.0), mask)).total
+
+    gradient = mx.grad(total)(mx.log(mx.array([[0.8, 0.8]])))
+    np.testing.assert_allclose(gradient, [[0, -1.1]], rtol=1e-5)
+
+
+@settings(max_examples=10)
+@given(case=cases())
+def test_masked_inputs_are_zero_there_and_untouched_elsewhere(case):
+    inputs = case.inputs(proximal=True)
+    for name in LossInputs.__slots__:
+        before, after = np.array(getattr(inputs, name)), np.array(getattr(inputs.masked(), name))
+        np.testing.assert_array_equal(after, np.where(case.mask, before, 0))
 
 
 def test_a_case_holds_what_the_inputs_do():
