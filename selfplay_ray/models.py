@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from selfplay_ray.blas import require_blas
 from selfplay_ray.errors import ModelError
+from selfplay_ray.heap import return_large_blocks
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -66,6 +67,7 @@ def load_model(name_or_path: str | Path) -> tuple[nn.Module, TokenizerWrapper]:
     from selfplay_ray.swiglu import replace_swiglu
 
     folder = resolve_model(str(name_or_path))
+    return_large_blocks()
     try:
         model, tokenizer = load(str(folder))[:2]
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -42,7 +42,7 @@ class WaitingGroups:
 
     def first(self) -> Sequence[Decoding]:
         """The group whose turn it is, in the order of its members; empty if nobody waits."""
-        return min(self._groups.values(), key=lambda group: group[0], default=())
+        return tuple(min(self._groups.values(), key=lambda group: group[0])) if self._groups else ()
 
     def clear(self) -> None:
         self._groups.clear()
@@ -105,24 +105,30 @@ class Admission(WaitingGroups):
             )
 
     def next_group(self, running: Collection[Decoding]) -> Sequence[Decoding]:
-        """Those whose turn it is, who wait no longer: if there is room for all of them, or for as many as there
-        ever is; else nobody."""
+        """Those whose turn it is, who wait no longer: if there is room for all of them, else nobody.
+
+        Where there never is, or others of the group run already, they enter as there is room for each.
+        """
         group = self.first()
-        if not group:
+        if not group or not (self._can_mix or all(one.adapter is group[0].adapter for one in running)):
             return ()
-        most = min(self._settings.max_batch_size, self._budget.rows(max(one.most_tokens for one in group)))
-        group = group[: max(1, most)]
+        longest = max(one.most_tokens for one in group)
+        too_large = len(group) > min(self._settings.max_batch_size, self._budget.rows(longest))
+        if too_large or any(one.group == group[0].group for one in running):
+            group = group[: max(1, self._room(running, longest))]
         together = [*running, *group]
-        mixed = any(one.adapter is not group[0].adapter for one in together)
-        if (
-            len(together) > self._settings.max_batch_size
-            or (running and self._budget.reserved(together) > self._budget.capacity)
-            or (mixed and not self._can_mix)
-        ):
+        if len(together) > self._settings.max_batch_size:
+            return ()
+        if running and self._budget.reserved(together) > self._budget.capacity:
             return ()
         for decoding in group:
             self.remove(decoding)
         return group
+
+    def _room(self, running: Collection[Decoding], longest: int) -> int:
+        """How many rows of ``longest`` positions may enter beside those who run."""
+        rows = self._budget.rows(max([longest, *(one.most_tokens for one in running)]))
+        return min(self._settings.max_batch_size, rows) - len(running)
 
 
 def default_kv_bytes() -> int:

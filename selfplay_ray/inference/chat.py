@@ -69,7 +69,8 @@ class ChatTokenizer:
         anew and the second value is False.
 
         Raises:
-            InferenceError: the template refuses the messages, or the prefix covers none or more than there are.
+            InferenceError: the template refuses the messages, the prefix covers none or more than there are, or
+                they hold every private-use character.
         """
         chat = self._shield(messages)
         if prefix is not None:
@@ -125,8 +126,14 @@ class ChatTokenizer:
     def _shield(self, messages: Sequence[Message]) -> _Shielded:
         text = "".join(message["content"] for message in messages)
         forged = sorted(set(self._special.findall(text)))
-        unused = (character for character in map(chr, PRIVATE_USE) if character not in text)
-        mark, *characters = itertools.islice(unused, 1 + len(forged))
+        free = (character for character in map(chr, PRIVATE_USE) if character not in text)
+        unused = list(itertools.islice(free, 1 + len(forged)))
+        if len(unused) <= len(forged):
+            raise InferenceError(
+                "the messages hold all of Unicode's private-use characters, some of which are needed to tell apart "
+                "what was said from what the chat template says; leave a few out"
+            )
+        mark, *characters = unused
         shields = dict(zip(forged, characters, strict=True))
         shielded = [
             Message(role=m["role"], content=self._special.sub(lambda found: shields[found[0]], m["content"]))

@@ -193,7 +193,8 @@ class Decoder:
                 self._start(decoding)
 
     def _make_room(self) -> None:
-        """Prefixes take what running requests leave."""
+        """Prefixes take what running requests leave, and no longer than they may."""
+        self._prefixes.expire()
         self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
 
     def _start(self, decoding: Decoding) -> None:

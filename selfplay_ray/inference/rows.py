@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, cast
 
 import mlx.core as mx
@@ -103,7 +102,8 @@ class RowState:
 class Draw:
     """One batched draw: whose rows (by ticket), their logprobs float32[B], and the policy version that drew each.
 
-    ``likeliest`` are tokens and logprobs [B, K], where any row asked for them; ``tops`` how many each asked for.
+    ``tops`` are how many of the likeliest tokens each row asked to be told of; ``likeliest`` are those and their
+    logprobs, [A, K], of the A rows that asked for any.
     """
 
     tickets: tuple[int, ...]
@@ -118,8 +118,8 @@ class Draw:
             return [()] * len(self.tickets)
         tokens = cast(list[list[int]], self.likeliest[0].tolist())
         logprobs = cast(list[list[float]], self.likeliest[1].tolist())
-        rows = [zip(*row, strict=True) for row in zip(tokens, logprobs, strict=True)]
-        return [tuple(islice(row, top)) for row, top in zip(rows, self.tops, strict=True)]
+        rows = (tuple(zip(*row, strict=True)) for row in zip(tokens, logprobs, strict=True))
+        return [next(rows)[:top] if top else () for top in self.tops]
 
 
 @dataclass(slots=True, eq=False)
@@ -152,7 +152,10 @@ class SampledModel:
         rows = self._rows.advance()
         tokens, logprobs = sample(self._logits, rows)
         tops = tuple(row.top for row in rows)
-        best = likeliest(self._logits, rows) if any(tops) else None
+        asking = [index for index, top in enumerate(tops) if top]
+        best = (
+            likeliest(self._logits[mx.array(asking)], [rows[index] for index in asking]) if asking else None
+        )
         mx.async_eval(tokens, logprobs, *(best or ()))
         self._draws.append(Draw(tickets, logprobs, versions, tops, best))
         self._logits = self._rows = None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from selfplay_ray.logprobs import softmax_weights
+from selfplay_ray.logprobs import log_normalizer, softmax_weights
 
 BLOCK = 256
 MASK64 = (1 << 64) - 1
@@ -66,14 +66,19 @@ def likeliest(logits: mx.array, rows: Sequence[SamplingRow]) -> tuple[mx.array, 
 
     K is the largest ``top`` of ``rows``; arguments and logprobs are those of ``sample``.
     """
-    count = max(row.top for row in rows)
     scaled = _scaled(logits, rows)
-    best = mx.argpartition(-scaled, count - 1, axis=-1)[:, :count]
+    best = _largest(scaled, max(row.top for row in rows))
     values = mx.take_along_axis(scaled, best, axis=-1)
-    order = mx.argsort(-values, axis=-1)
-    normalizer = softmax_weights(scaled)[1]
-    tokens = mx.take_along_axis(best, order, axis=-1).astype(mx.int32)
-    return tokens, mx.take_along_axis(values, order, axis=-1) - normalizer[:, None]
+    return best.astype(mx.int32), values - log_normalizer(scaled)[:, None]
+
+
+def _largest(values: mx.array, count: int) -> mx.array:
+    """Indices of the ``count`` largest of each row, [B, count], the largest first."""
+    if count == 1:
+        return mx.argmax(values, axis=-1, keepdims=True)
+    best = mx.argpartition(-values, count - 1, axis=-1)[:, :count]
+    order = mx.argsort(-mx.take_along_axis(values, best, axis=-1), axis=-1)
+    return mx.take_along_axis(best, order, axis=-1)
 
 
 def _scaled(logits: mx.array, rows: Sequence[SamplingRow]) -> mx.array:

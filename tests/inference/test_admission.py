@@ -101,13 +101,13 @@ def test_a_group_enters_at_once_and_nobody_overtakes_it(tiny_model: nn.Module) -
     assert seen == {(2, 5), (1, 5), (0, 5), (4, 1), (0, 1), (1, 0), (0, 0)}
 
 
-def test_a_group_larger_than_the_batch_enters_in_parts(tiny_model: nn.Module) -> None:
+def test_a_group_larger_than_the_batch_enters_as_there_is_room(tiny_model: nn.Module) -> None:
     batch = Decoder(tiny_model, (), BatchSettings(max_batch_size=4))
-    futures = submit(batch, *[request(seed) for seed in range(10)])
+    futures = submit(batch, *[request(seed, max_tokens=4 + 3 * seed) for seed in range(10)])
     while batch.busy:
         batch.step()
-        assert batch.stats().running in (0, 2, 4)
-    assert all(len(future.result().token_ids) == 6 for future in futures)
+        assert batch.stats().running in (3, 4) or batch.stats().waiting == 0  # one may just have ended
+    assert [len(future.result().token_ids) for future in futures] == [4 + 3 * seed for seed in range(10)]
     assert batch.stats().prefilled_tokens == 2  # of a prompt of three, once
 
 
