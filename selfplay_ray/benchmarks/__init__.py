@@ -13,6 +13,7 @@ CORE_BENCHMARKS = {
         "conversation_kv",
         "multi_adapter",
         "swap",
+        "http",
         "shared_prompt_step",
     )
 }

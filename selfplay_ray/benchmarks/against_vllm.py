@@ -20,24 +20,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import openai
 
 from selfplay_ray.benchmarks import conversation_kv, group_fork, throughput
-from selfplay_ray.benchmarks.load import MODEL, Tokens, new_tokens, request, together
+from selfplay_ray.benchmarks.load import MODEL, new_tokens
 from selfplay_ray.benchmarks.noise import noisy_weights
 from selfplay_ray.benchmarks.result import BenchmarkResult
+from selfplay_ray.benchmarks.samplers import InProcess, OverHTTP, Sampler
 from selfplay_ray.command import run_command
-from selfplay_ray.errors import ConfigError, InferenceError
+from selfplay_ray.errors import ConfigError
 from selfplay_ray.inference.adapter_names import versioned_name
 from selfplay_ray.inference.balance import RetrySettings
 from selfplay_ray.inference.endpoints import Endpoint, Endpoints
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.inference.peft import save_peft
 from selfplay_ray.inference.requests import LIVE
-from selfplay_ray.inference.token_requests import continue_tokens, sampling
 from selfplay_ray.lora import LoRASettings
 
 
@@ -62,47 +61,6 @@ FULL = Sizes()
 QUICK = Sizes(
     prompts=4, new_tokens=4, samples=4, group_new_tokens=4, conversations=2, turns=2, reply_tokens=4
 )
-
-
-class Sampler(Protocol):
-    async def sample(self, prompts: Sequence[Tokens], samples: int, tokens: int) -> list[Tokens]:
-        """``samples`` replies of ``tokens`` tokens to each of ``prompts``, all asked for at once."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class InProcess:
-    engine: Engine
-    adapter: str | None
-
-    async def sample(self, prompts: Sequence[Tokens], samples: int, tokens: int) -> list[Tokens]:
-        every = [prompt for prompt in prompts for _ in range(samples)]
-        asked = [request(prompt, tokens, seed, self.adapter) for seed, prompt in enumerate(every)]
-        return await together(self.engine, asked)
-
-
-@dataclass(frozen=True, slots=True)
-class OverHTTP:
-    endpoints: Endpoints
-    model: str
-
-    async def sample(self, prompts: Sequence[Tokens], samples: int, tokens: int) -> list[Tokens]:
-        asked = (self._replies(prompt, samples, tokens, samples * i) for i, prompt in enumerate(prompts))
-        return [reply for replies in await asyncio.gather(*asked) for reply in replies]
-
-    async def _replies(self, prompt: Tokens, samples: int, tokens: int, seed: int) -> list[Tokens]:
-        how = {**sampling(1.0, tokens, seed), "n": samples}
-
-        async def ask(endpoint: Endpoint, timeout: openai.Timeout) -> list[Tokens]:
-            ending = {"ignore_eos": True}
-            answer = await continue_tokens(endpoint, timeout, self.model, prompt, how, ending=ending)
-            return [tuple(choice.token_ids or ()) for choice in answer.choices]
-
-        replies = await self.endpoints.ask(ask)
-        if [len(reply) for reply in replies] != [tokens] * samples:
-            lengths = ", ".join(str(len(reply)) for reply in replies)
-            raise InferenceError(f"asked for {samples} replies of {tokens} tokens, it gave such of {lengths}")
-        return replies
 
 
 Workload = Callable[[Sampler, Sizes, int], Awaitable[object]]

@@ -42,7 +42,8 @@ class WaitingGroups:
 
     def first(self) -> Sequence[Decoding]:
         """The group whose turn it is, in the order of its members; empty if nobody waits."""
-        return tuple(min(self._groups.values(), key=lambda group: group[0])) if self._groups else ()
+        first = min((group[0] for group in self._groups.values()), default=None)
+        return tuple(self._groups[first.group]) if first else ()
 
     def clear(self) -> None:
         self._groups.clear()
