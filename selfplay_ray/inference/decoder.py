@@ -20,15 +20,12 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBat
 from selfplay_ray.inference.adapters import Adapter, Adapters
 from selfplay_ray.inference.admission import Admission, KVBudget, default_kv_bytes
 from selfplay_ray.inference.batch_settings import BatchSettings
-from selfplay_ray.inference.decoding import Decoding, Drawn, Listener
+from selfplay_ray.inference.decoding import WORTH_KEEPING, Decoding, Drawn, Listener
 from selfplay_ray.inference.prefixes import PrefixCache
 from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
 from selfplay_ray.inference.rows import Draw, LayerCaches, RowState, SampledModel
 from selfplay_ray.types import FinishReason
 
-WORTH_KEEPING = 32
-"""Replies of fewer tokens are not kept for a next turn: running them again after their prompt, which is kept, takes
-about as long as copying their keys and values out of the batch, which every sample of a group would have to pay."""
 MOST_RESTARTS = 3
 """How often a prompt is begun again because weights have changed: past that it goes on, or a server whose weights
 change faster than it can run a long prompt would never come to its end."""
@@ -222,7 +219,9 @@ class Decoder:
         uids = self._generator.insert(
             [list(prompt[covered:]) for prompt in prompts],
             max_tokens=[decoding.request.max_tokens for decoding in decodings],
-            caches=[[*caches, RowState.of(decoding.row)] for decoding in decodings],
+            caches=[
+                [*caches, RowState.of(decoding.row(alike=self._settings.fork))] for decoding in decodings
+            ],
             all_tokens=[list(prompt[:covered]) for prompt in prompts],
             stop_sequences=[self._stop_sequences(decoding.stop_token_ids) for decoding in decodings],
         )

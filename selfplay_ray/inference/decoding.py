@@ -16,6 +16,10 @@ from selfplay_ray.types import FinishReason, PolicySpan
 Tokens = tuple[int, ...]
 Listener = Callable[[TokenChunk], None]
 
+WORTH_KEEPING = 32
+"""Replies of fewer tokens are not kept for a next turn: running them again after their prompt, which is kept, takes
+about as long as copying their keys and values out of the batch, which every sample of a group would have to pay."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -74,8 +78,8 @@ class Decoding:
         """How many positions its keys and values may come to take."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
 
-    @property
-    def row(self) -> Row:
+    def row(self, *, alike: bool) -> Row:
+        """Its row in the batch; with ``alike`` its first token may come from a forward pass run for another."""
         request = self.request
         return Row(
             self.ticket,
@@ -85,6 +89,8 @@ class Decoding:
             request.min_tokens,
             self.stop_token_ids,
             request.top_logprobs,
+            (self.prefill, request.prompt_token_ids[-1]) if alike else None,
+            request.max_tokens if request.max_tokens < WORTH_KEEPING else None,
         )
 
     def take(self, token: int, drawn: Drawn, reason: FinishReason | None) -> None:

@@ -7,8 +7,9 @@ that is never written.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self, TypeGuard
 
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
@@ -34,6 +35,20 @@ class RoomyBatchKVCache(BatchKVCache):
             batch._idx = longest  # where the next token goes; mlx-lm's own merge sets it as well
         return batch
 
+    def filter(self, batch_indices: Sequence[int]) -> None:
+        """Keep the rows ``batch_indices``; nothing is copied where these are all."""
+        if list(batch_indices) != list(range(self.offset.shape[0])):
+            super().filter(batch_indices)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Another cache of the same keys and values: arrays change by being replaced, so none has to be copied."""
+        twin = copy.copy(self)
+        # Objects of its own, though, because assigning to a slice changes an object.
+        for name in ("keys", "values", "offset", "left_padding"):
+            array = getattr(self, name)
+            setattr(twin, name, None if array is None else mx.stop_gradient(array))
+        return twin
+
     def extract(self, idx: int) -> RoomyKVCache:
         """Row ``idx`` by itself."""
         plain = super().extract(idx)  # type: ignore[no-untyped-call]
@@ -50,9 +65,43 @@ class RoomyKVCache(KVCache):
         return RoomyBatchKVCache.merge(caches)
 
 
+class AlikeRows:
+    """A batch's cache for a forward pass of which only one row of each kind is run: what it computes is kept for
+    all of its kind.
+
+    Args:
+        cache: of all B rows.
+        first: one row of each kind, int32[U].
+        kind: the kind of each row, an index into ``first``, int32[B].
+    """
+
+    def __init__(self, cache: RoomyBatchKVCache, first: mx.array, kind: mx.array) -> None:
+        self._cache = cache
+        self._first = first
+        self._kind = kind
+
+    @property
+    def offset(self) -> mx.array:
+        """int32[U], where the next token of each row run goes."""
+        return self._cache.offset[self._first]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Keep [U, heads, 1, width] for all rows; the keys and values of the rows run, [U, heads, n, width]."""
+        keys, values = self._cache.update_and_fetch(keys[self._kind], values[self._kind])  # type: ignore[no-untyped-call]
+        return keys[self._first], values[self._first]
+
+    def make_mask(self, n: int, **options: Any) -> mx.array | str | None:
+        mask: mx.array | str | None = self._cache.make_mask(n, **options)
+        return mask[self._first] if isinstance(mask, mx.array) else mask
+
+
 def _joined(rows: Sequence[tuple[mx.array | None, int]], longest: int) -> mx.array:
     """Rows [1, heads, ≥ n, width] of n positions each as one array [B, heads, longest + ROOM, width]."""
-    like = next(content for content, _ in rows if content is not None)
+    like, size = next((content, size) for content, size in rows if content is not None)
+    if all(content is like for content, _ in rows):  # a fork: written once, from the one there is
+        forked = mx.broadcast_to(like[..., :size, :], (len(rows), like.shape[1], size, like.shape[3]))
+        room = mx.zeros((len(rows), like.shape[1], ROOM, like.shape[3]), like.dtype)
+        return mx.concatenate([forked, room], axis=2)
     joined = mx.zeros((len(rows), like.shape[1], longest + ROOM, like.shape[3]), like.dtype)
     for row, (content, size) in enumerate(rows):
         if content is not None:
@@ -66,3 +115,8 @@ def with_room(caches: Sequence[object]) -> list[object]:
         RoomyKVCache() if type(cache) is KVCache else cache  # type: ignore[no-untyped-call]
         for cache in caches
     ]
+
+
+def are_roomy(caches: Sequence[object]) -> TypeGuard[Sequence[RoomyBatchKVCache]]:
+    """Whether all ``caches`` of a batch are of the plain kind."""
+    return all(isinstance(cache, RoomyBatchKVCache) for cache in caches)

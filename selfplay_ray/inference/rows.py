@@ -6,7 +6,7 @@ end of that list is carried along like one more, and says at every step whose ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from selfplay_ray.inference.adapters import Adapter, Adapters
-from selfplay_ray.inference.kv_cache import with_room
+from selfplay_ray.inference.kv_cache import AlikeRows, RoomyBatchKVCache, are_roomy, with_room
 from selfplay_ray.inference.requests import TopTokens
 from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
 
@@ -27,7 +27,8 @@ LayerCaches = list[Any]
 class Row:
     """One sequence: the ``ticket`` the engine knows it by, who speaks, and how the tokens are drawn.
 
-    None of ``stop_token_ids`` is drawn among the first ``min_tokens``.
+    None of ``stop_token_ids`` is drawn among the first ``min_tokens``. Rows of the same ``kind`` have the same prompt
+    and policy; None is of a kind of its own. After ``ends_after`` tokens nothing more is asked of the row.
     """
 
     ticket: int
@@ -37,6 +38,8 @@ class Row:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     top: int = 0
+    kind: Hashable = None
+    ends_after: int | None = None
 
     def __deepcopy__(self, memo: object) -> Row:
         """Itself: BatchGenerator copies caches deeply, and a copy of the adapter would never change its weights."""
@@ -66,6 +69,26 @@ class RowState:
         now = [row.at(position) for row, position in rows]
         self.drawn = [position + 1 for position in self.drawn]
         return now
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is asked of any row."""
+        rows = zip(self.rows, self.drawn, strict=True)
+        return all(row.ends_after is not None and drawn >= row.ends_after for row, drawn in rows)
+
+    def kinds(self) -> tuple[list[int], list[int]]:
+        """Rows that the next forward pass would compute alike: the first row of each kind, and each row's kind as
+        an index into these. Once a token was drawn no two rows are alike."""
+        numbers: dict[object, int] = {}
+        first: list[int] = []
+        kinds: list[int] = []
+        for index, (row, drawn) in enumerate(zip(self.rows, self.drawn, strict=True)):
+            alone = row.kind is None or drawn > 0
+            kind = numbers.setdefault(index if alone else (row.kind,), len(numbers))
+            if kind == len(first):
+                first.append(index)
+            kinds.append(kind)
+        return first, kinds
 
     @classmethod
     def merge(cls, states: Sequence[RowState]) -> RowState:
@@ -139,14 +162,33 @@ class SampledModel:
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         *layers, self._rows = cache
-        self.adapters.select([row.adapter for row in self._rows.rows])
-        self._logits = self.model(tokens, cache=layers)[:, -1]
+        if (
+            self._rows.ended
+        ):  # BatchGenerator runs what was drawn last, in case that somebody goes on from there
+            return mx.zeros((tokens.shape[0], 1, 1))
+        first, kinds = self._rows.kinds()
+        if len(first) < len(kinds) and tokens.shape[1] == 1 and are_roomy(layers):
+            self._logits = self._run_one_of_each(tokens, layers, first, kinds)
+        else:
+            self.adapters.select([row.adapter for row in self._rows.rows])
+            self._logits = self.model(tokens, cache=layers)[:, -1]
         return mx.zeros((tokens.shape[0], 1, 1))
 
-    def draw(self, _zeros: mx.array) -> mx.array:
-        """Draw the next token of every row of the last forward pass: int32[B]."""
-        if self._logits is None or self._rows is None:
+    def _run_one_of_each(
+        self, tokens: mx.array, layers: Sequence[RoomyBatchKVCache], first: list[int], kinds: list[int]
+    ) -> mx.array:
+        """Logits [B, V] where only one row of each kind is run."""
+        some, every = mx.array(first), mx.array(kinds)
+        self.adapters.select([self._rows.rows[index].adapter for index in first] if self._rows else [])
+        logits: mx.array = self.model(tokens[some], cache=[AlikeRows(layer, some, every) for layer in layers])
+        return logits[:, -1][every]
+
+    def draw(self, zeros: mx.array) -> mx.array:
+        """Draw the next token of every row of the last forward pass: int32[B]; zeros where there was none to run."""
+        if self._rows is None:
             raise RuntimeError("a draw without a forward pass before it")
+        if self._logits is None:
+            return mx.zeros(zeros.shape[0], dtype=mx.int32)
         tickets = tuple(row.ticket for row in self._rows.rows)
         versions = tuple(row.adapter.version for row in self._rows.rows)
         rows = self._rows.advance()

@@ -15,7 +15,8 @@ from selfplay_ray.errors import ConfigError
 from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.decoder import MOST_RESTARTS, WORTH_KEEPING, Decoder
+from selfplay_ray.inference.decoder import MOST_RESTARTS, Decoder
+from selfplay_ray.inference.decoding import WORTH_KEEPING
 from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.lora import LoRASettings
 from selfplay_ray.models import load_model

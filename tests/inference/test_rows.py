@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +17,8 @@ from selfplay_ray.types import PolicySpan
 SPEAKER = Adapter("live")
 
 
-def row(ticket: int) -> Row:
-    return Row(ticket, SPEAKER, seed=100 + ticket, temperature=1.0)
+def row(ticket: int, kind: str | None = None) -> Row:
+    return Row(ticket, SPEAKER, seed=100 + ticket, temperature=1.0, kind=kind)
 
 
 def state(*tickets: int) -> RowState:
@@ -33,6 +34,26 @@ def test_advancing_counts_the_draws_of_each_row() -> None:
         SamplingRow(101, 1.0, 1),
         SamplingRow(102, 1.0, 0),
     ]
+
+
+def test_rows_of_one_kind_are_alike_until_something_was_drawn() -> None:
+    rows = RowState.merge(
+        [RowState.of(row(n, kind)) for n, kind in enumerate(["a", None, "b", "a", None, "b"])]
+    )
+    assert rows.kinds() == ([0, 1, 2, 4], [0, 1, 2, 0, 3, 2])
+    rows.advance()
+    assert rows.kinds() == (list(range(6)), list(range(6)))
+
+
+def test_a_batch_has_ended_when_nothing_is_asked_of_any_row() -> None:
+    rows = RowState.merge([RowState.of(replace(row(n), ends_after=limit)) for n, limit in enumerate([1, 2])])
+    rows.advance()
+    assert not rows.ended
+    rows.advance()
+    assert rows.ended
+    rows.extend(state(2))  # of which the next turn may want the keys
+    rows.advance()
+    assert not rows.ended
 
 
 def test_a_copy_is_of_the_same_speaker() -> None:
