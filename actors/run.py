@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from types import FrameType
 
 import ray
 
 from selfplay_ray.actors.cluster import Cluster, ray_cluster
 from selfplay_ray.actors.faults import get
+from selfplay_ray.actors.interrupts import Interrupts
 from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
@@ -58,7 +57,8 @@ def _run(
     arena: Arena, config: RunConfig, spec: ClusterSpec | None, log: RunLog, history: list[StepMetrics]
 ) -> None:
     """Take the steps, adding each to ``history``."""
-    with _terminable(), ExitStack() as stack:
+    interrupts = Interrupts()
+    with interrupts.handled(), ExitStack() as stack:
         stack.enter_context(closing(log))
         display = stack.enter_context(Display(config, log))
         loggers: list[MetricLogger] = [log, display]
@@ -66,22 +66,25 @@ def _run(
             loggers.append(stack.enter_context(closing(wandb)))
         display.note("starting Ray")
         stack.enter_context(ray_cluster())
-        stack.enter_context(_terminable())  # once more, for Ray has put a handler of its own there
+        stack.enter_context(interrupts.handled())  # once more, for Ray has put a handler of its own there
+        interrupts.check()
         display.note("starting the actors and loading the model")
         cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
         display.note("playing the first batch")
-        for metrics in _steps(cluster, config):
+        for metrics in _steps(cluster, config, interrupts):
             history.append(metrics)
             for logger in loggers:
                 logger.log_step(metrics)
         cluster.finish()
 
 
-def _steps(cluster: Cluster, config: RunConfig) -> Iterator[StepMetrics]:
+def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts) -> Iterator[StepMetrics]:
     """The learner's steps as they are taken, while watching that there is something to wait for."""
     for _ in range(config.num_steps):
         step, deadline = cluster.step(), time.monotonic() + config.step_timeout
+        interrupts.check()
         while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
+            interrupts.check()
             _check(cluster, deadline, config.step_timeout)
         metrics: StepMetrics | None = get(step)
         if metrics is None:
@@ -113,21 +116,3 @@ def _told_on_stderr() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, which is how `ray job stop` asks, ends the run as Ctrl-C does: actors first, nothing orphaned."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread (a notebook's executor, say), which gets no signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
