@@ -74,7 +74,7 @@ class RunConfig(BaseModel):
     rollout_workers: int = Field(1, ge=1)
     """Rollout workers."""
     judges: int = Field(0, ge=0)
-    """Judges, each with a frozen copy of the base model; with 0 the policy's engines answer judge calls."""
+    """Judges, each with a base model of its own; with 0 the engines answer their calls, with the base model too."""
     concurrency: int = Field(32, ge=1)
     """Most sequences one engine decodes at once."""
     step_timeout: float = Field(1800.0, gt=0)
