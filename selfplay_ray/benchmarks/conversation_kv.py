@@ -15,7 +15,7 @@ FIRST_TOKENS, TURN_TOKENS, REPLY_TOKENS = 200, 16, 32
 
 def run(repeats: int) -> BenchmarkResult:
     """Seconds for all the conversations, held at the same time, on an engine that keeps and one that doesn't."""
-    with Engine(MODEL, prefix_cache_bytes=2**30) as keeping, Engine(MODEL, fork=False) as forgetful:
+    with Engine(MODEL) as keeping, Engine(MODEL, fork=False) as forgetful:
         costs = [
             (asyncio.run(_seconds(keeping, number)), asyncio.run(_seconds(forgetful, number)))
             for number in range(repeats)

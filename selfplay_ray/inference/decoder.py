@@ -71,7 +71,10 @@ class Decoder:
             prefill_batch_size=settings.max_batch_size,  # else a group is split into prefills of 8
             prefill_step_size=settings.prefill_step_size,
         )
-        self._prefixes = PrefixCache(settings.prefix_cache_bytes, settings.prefix_seconds)
+        kept = settings.prefix_cache_bytes
+        self._prefixes = PrefixCache(
+            self.budget.capacity // 4 if kept is None else kept, settings.prefix_seconds
+        )
         self._tickets = itertools.count()
         self._admission = Admission(settings, self.budget, self.adapters.can_mix)
         self._running: dict[int, Decoding] = {}  # by ticket

@@ -45,8 +45,8 @@ class Engine:
         prefill_step_size: most prompt tokens run between two decode steps while anybody decodes.
         kv_cache_bytes: what keys and values may take; requests wait until there is room for theirs. None: a quarter
             of the memory.
-        prefix_cache_bytes, prefix_seconds: how much of that is kept for prompts that begin with what was run before,
-            and for how long since it was last of use.
+        prefix_cache_bytes, prefix_seconds: how much of that (None: a quarter) is kept for prompts that begin with
+            what was run before, and for how long since it was last of use.
         fork: whether to run only what is new of prompts that were run before, or are asked for more than once.
 
     Raises:
@@ -65,7 +65,7 @@ class Engine:
         max_waiting: int | None = None,
         prefill_step_size: int = 512,
         kv_cache_bytes: int | None = None,
-        prefix_cache_bytes: int = 256 * 2**20,
+        prefix_cache_bytes: int | None = None,
         prefix_seconds: float = 600.0,
         fork: bool = True,
     ) -> None:

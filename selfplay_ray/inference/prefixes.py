@@ -66,11 +66,16 @@ class PrefixCache:
         return shared, _trimmed(kept.caches, len(kept.tokens) - shared)
 
     def keep(self, adapter: Adapter, tokens: Tokens, caches: LayerCaches) -> None:
-        """Remember ``caches``, which hold exactly ``tokens``."""
+        """Remember ``caches``, which hold exactly ``tokens``; what they continue need not be remembered besides."""
         key = adapter, tokens
         if key in self._kept:
             self._kept.move_to_end(key)
             return
+        if can_trim_prompt_cache(caches):
+            for shorter in [
+                old for old in self._kept if old[0] is adapter and tokens[: len(old[1])] == old[1]
+            ]:
+                self._forget(shorter)
         # Unevaluated, they would hold on to the whole batch they were cut from.
         mx.eval([cache.state for cache in caches])
         nbytes = sum(int(cache.nbytes) for cache in caches)

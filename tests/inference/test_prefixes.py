@@ -24,12 +24,22 @@ def test_the_longest_that_begins_the_tokens_is_found() -> None:
     prefixes = PrefixCache(10**6)
     short, long = caches(2), caches(3)
     prefixes.keep(MINE, (1, 2), short)
-    prefixes.keep(MINE, (1, 2, 3), long)
-    assert prefixes.longest(MINE, (1, 2, 3, 4)) == (3, long)
-    assert prefixes.longest(MINE, (1, 2, 3)) == (3, long)
+    prefixes.keep(MINE, (1, 3, 4), long)
+    assert prefixes.longest(MINE, (1, 3, 4, 4)) == (3, long)
+    assert prefixes.longest(MINE, (1, 3, 4)) == (3, long)
     assert prefixes.longest(MINE, (1, 2, 9)) == (2, short)
     assert prefixes.longest(MINE, (1,)) is None
     assert prefixes.longest(MINE, (2, 3)) is None
+
+
+def test_what_is_continued_is_kept_once() -> None:
+    prefixes = PrefixCache(10**6)
+    turns = tuple(range(20)), tuple(range(30)), tuple(range(45))
+    for turn in turns:
+        prefixes.keep(MINE, turn, caches(len(turn)))
+    prefixes.keep(OTHER, turns[0], caches(20))
+    assert prefixes.nbytes == (45 + 20) * BYTES_A_TOKEN
+    assert (prefixes.longest(MINE, turns[0]) or (0,))[0] == 20
 
 
 def test_the_least_recently_used_goes_first() -> None:

@@ -156,9 +156,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(
             "--prefix-cache-bytes",
             type=_bytes,
-            default=256 * 2**20,
             metavar="SIZE",
-            help="How much of it may be kept for prompts that begin alike (default: 256MiB).",
+            help="How much of it may be kept for prompts that begin alike (default: a quarter of it).",
         ),
         parser.add_argument(
             "--prefix-seconds",
