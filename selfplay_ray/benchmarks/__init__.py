@@ -15,5 +15,7 @@ CORE_BENCHMARKS = {
         "swap",
         "http",
         "shared_prompt_step",
+        "conversation_step",
+        "distinct_tokens",
     )
 }

@@ -1,53 +1,73 @@
-"""How a step's records become micro-batches: what is run once, what is run side by side, and in what order.
+"""How a step's records become micro-batches: what is run once, what is run side by side, and what is trained.
 
-Records with the same prompt are a *group*: its prompt is run once and every completion continues it. A record
-alone with its prompt becomes a row of its own beside others like it. Both are the same thing here, rows of
-tokens that continue a prefix, with the prefix empty in the second case.
+Records that begin alike, the samples of one prompt and the turns of one conversation, are the branches of a tree
+whose every token is run once (``prefix_tree``, ``pages``). Where a model can't be run like this, each record is a
+row of its own.
 
-The order follows the records' ids and lengths, never that of their arrival, so a step is reproducible.
+The order follows the records' tokens, lengths and ids, never that of their arrival, so a step is reproducible.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from selfplay_ray.errors import InferenceError, TrainingError
+from selfplay_ray.training.pages import PASS_OVERHEAD, Layout, bucket, lay_out
+from selfplay_ray.training.prefix_tree import PrefixTree, Tokens, grow_tree
 from selfplay_ray.types import TrainingRecord, check_spans
 
 LENGTH_BUCKET = 8
 """Rows are padded to a multiple of this, so that few shapes occur and MLX finds its buffers again."""
 
-PASS_OVERHEAD_TOKENS = 64
-"""What one more pass through the model costs besides its tokens, in tokens; padding may cost as much."""
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """S rows of tokens that go through the model together, right-padded; rows of no tokens at all may follow.
+
+    ``starts`` is each row's first position. Besides itself a row sees up to K rows before it on its path:
+    ``context`` names them by their place among all rows of the micro-batch's passes, in order, and ``visible``
+    says how many tokens of each there are to see, 0 where the place is unused.
+    """
+
+    inputs: IntArray  # [S, width]
+    starts: IntArray  # [S]
+    context: IntArray  # [S, K], K may be 0
+    visible: IntArray  # [S, K]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """R rows of T tokens, right-padded, that all continue the same P tokens. Padding is never trained on.
+    """The passes that R records take, and what is trained of their outcome: up to T tokens of each record.
 
-    At position t a row reads ``inputs[row, t]`` and is asked for ``targets[row, t]``; where ``mask`` is True
-    that target is trained on. ``versions`` are the records' own: the oldest policy that sampled a token of the
-    row, because what came later was sampled from keys and values that were its.
+    ``targets[r, t]`` is to be predicted from position ``positions[r, t]`` among all tokens of all passes, in
+    order; so the first tokens of two samples come from one position. Where ``mask`` is False there is nothing.
+    ``versions`` are the records' own: the oldest policy that sampled a token of the record, because what came
+    later was sampled from keys and values that were its.
     """
 
-    prefix: npt.NDArray[np.int32]  # [P], P may be 0
-    inputs: npt.NDArray[np.int32]  # [R, T]
-    targets: npt.NDArray[np.int32]  # [R, T]
+    passes: tuple[Pass, ...]
+    positions: IntArray  # [R, T]
+    targets: IntArray  # [R, T]
     mask: npt.NDArray[np.bool_]  # [R, T]
-    behaviour_logprobs: npt.NDArray[np.float32]  # [R, T], nats
-    advantages: npt.NDArray[np.float32]  # [R, T]
-    temperatures: npt.NDArray[np.float32]  # [R, T]
-    versions: npt.NDArray[np.int32]  # [R, T]
+    behaviour_logprobs: FloatArray  # [R, T], nats
+    advantages: FloatArray  # [R, T]
+    temperatures: FloatArray  # [R, T]
+    versions: IntArray  # [R, T]
 
     @property
     def tokens_run(self) -> int:
         """Tokens that go through the model, padding included."""
-        return self.prefix.size + self.inputs.size
+        return sum(run.inputs.size for run in self.passes)
 
     @property
     def tokens_trained(self) -> int:
@@ -56,11 +76,15 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A step cut into micro-batches, and how many of its records those hold."""
+    """A step cut into micro-batches, and how many of its records those hold.
+
+    ``distinct_tokens`` is how many of its tokens differ, or follow different ones: the least that must be run.
+    """
 
     batches: tuple[MicroBatch, ...]
     records: int
     skipped: int
+    distinct_tokens: int
 
     @property
     def tokens_run(self) -> int:
@@ -76,12 +100,14 @@ class StepPlan:
         return sum(batch.tokens_trained for batch in self.batches)
 
 
-def plan_step(records: Sequence[TrainingRecord], token_budget: int, vocabulary: int) -> StepPlan:
+def plan_step(
+    records: Sequence[TrainingRecord], token_budget: int, vocabulary: int, *, shared: bool = True
+) -> StepPlan:
     """Cut a step into micro-batches of at most ``token_budget`` tokens run, padding and prompts included.
 
-    A record with an advantage of 0, or without a trainable token, has no gradient and is skipped. A group
-    that doesn't fit is split, and its prompt run once for each part; a record longer than the budget is run
-    by itself.
+    A record with an advantage of 0, or without a trainable token, has no gradient and is skipped. A tree that
+    doesn't fit is cut between two of its leaves, and what leads to both is run for either part; a sequence longer
+    than the budget is run by itself. Without ``shared`` every record is run as one row that is all its own.
 
     Raises:
         TrainingError: an id occurs twice, a number isn't finite, a temperature isn't above 0, a token has no policy
@@ -89,49 +115,129 @@ def plan_step(records: Sequence[TrainingRecord], token_budget: int, vocabulary: 
     """
     _check(records, vocabulary)
     informative = sorted((r for r in records if r.advantage != 0 and any(r.action_mask)), key=lambda r: r.id)
-    groups: dict[tuple[int, ...], list[TrainingRecord]] = {}
-    for record in informative:
-        groups.setdefault(record.prompt_token_ids, []).append(record)
-    batches = [
-        _micro_batch(part, shared=len(prompt) - 1)
-        for prompt, group in groups.items()
-        if len(group) > 1
-        for part in _cut(group, len(prompt) - 1, token_budget)
-    ]
-    alone = [group[0] for group in groups.values() if len(group) == 1]
-    batches += [_micro_batch(part, shared=0) for part in _cut(alone, 0, token_budget)]
-    return StepPlan(tuple(batches), len(informative), len(records) - len(informative))
+    tree = grow_tree([_inputs(record) for record in informative])
+    cut = _cut_tree(tree, informative, token_budget) if shared else _cut_rows(informative, token_budget)
+    return StepPlan(tuple(cut), len(informative), len(records) - len(informative), tree.tokens)
 
 
-def _cut(records: Iterable[TrainingRecord], shared: int, token_budget: int) -> list[list[TrainingRecord]]:
-    """Split records that have ``shared`` leading tokens in common, shortest first, into parts to run at once.
+def _inputs(record: TrainingRecord) -> Tokens:
+    """What the model reads of a record: nobody asks what follows its last token."""
+    return record.input_ids[:-1]
 
-    A part ends where the budget does, or where the next row would pad the others by more tokens than another
-    pass costs.
-    """
-    parts: list[list[TrainingRecord]] = []
-    padded = 0  # length of the last part's rows
-    for record in sorted(records, key=lambda r: (_row_length(r, shared), r.id)):
-        length = _row_length(record, shared)
-        fits = bool(parts) and shared + (len(parts[-1]) + 1) * length <= token_budget
-        if fits and len(parts[-1]) * (length - padded) <= shared + PASS_OVERHEAD_TOKENS:
-            parts[-1].append(record)
-        else:
-            parts.append([record])
+
+def _cut_tree(tree: PrefixTree, records: Sequence[TrainingRecord], budget: int) -> Iterator[MicroBatch]:
+    trained_on = _by_leaf(tree, records)
+    start = 0
+    while start < len(tree.leaves):
+        end = _reach(tree, start, budget)
+        layout = lay_out(tree.part(start, end), budget)
+        while layout.tokens_run > budget and end - start > 1:
+            end = start + min(end - start - 1, max(1, (end - start) * budget // layout.tokens_run))
+            layout = lay_out(tree.part(start, end), budget)
+        yield _micro_batch(tree.part(start, end), layout, trained_on[start:end])
+        start = end
+
+
+def _reach(tree: PrefixTree, start: int, budget: int) -> int:
+    """The first leaf after ``start`` at which more than ``budget`` tokens would be run, even without padding."""
+    tokens = len(tree.leaves[start])
+    for end in range(start + 1, len(tree.leaves)):
+        tokens += len(tree.leaves[end]) - tree.shared[end]
+        if tokens > budget:
+            return end
+    return len(tree.leaves)
+
+
+def _by_leaf(tree: PrefixTree, records: Sequence[TrainingRecord]) -> list[list[TrainingRecord]]:
+    """Each leaf's records; one that begins several leaves goes with the least of them."""
+    found: list[list[TrainingRecord]] = [[] for _ in tree.leaves]
+    leaves = sorted(zip(tree.leaves, found, strict=True), key=itemgetter(0))
+    for record in records:
+        found_there = leaves[bisect_left(leaves, _inputs(record), key=itemgetter(0))][1]
+        found_there.append(record)
+    return found
+
+
+def _cut_rows(records: Sequence[TrainingRecord], budget: int) -> Iterator[MicroBatch]:
+    """Rows of like length side by side: a longer one mustn't pad the others by more than another pass costs."""
+    part: list[TrainingRecord] = []
+    padded = 0
+    for record in sorted(records, key=lambda r: (len(r.input_ids), r.id)):
+        length = _row_length(record)
+        if part and ((len(part) + 1) * length > budget or len(part) * (length - padded) > PASS_OVERHEAD):
+            yield _rows(part)
+            part = []
+        part.append(record)
         padded = length
-    return parts
+    if part:
+        yield _rows(part)
 
 
-def _row_length(record: TrainingRecord, shared: int) -> int:
-    """Positions a record takes after its first ``shared`` tokens, padded; its last token is read by nobody."""
-    return math.ceil((len(record.input_ids) - 1 - shared) / LENGTH_BUCKET) * LENGTH_BUCKET
+def _row_length(record: TrainingRecord) -> int:
+    return math.ceil(len(_inputs(record)) / LENGTH_BUCKET) * LENGTH_BUCKET
 
 
-def _micro_batch(records: Sequence[TrainingRecord], shared: int) -> MicroBatch:
-    shape = (len(records), max(_row_length(record, shared) for record in records))
+def _rows(records: Sequence[TrainingRecord]) -> MicroBatch:
+    width = max(map(_row_length, records))
+    run = _empty_pass(len(records), width, depth=0)
+    for row, record in enumerate(records):
+        run.inputs[row, : len(_inputs(record))] = _inputs(record)
+    places = [(record, row * width + np.arange(width)) for row, record in enumerate(records)]
+    return _trained([run], places)
+
+
+def _micro_batch(
+    tree: PrefixTree, layout: Layout, trained_on: Sequence[Sequence[TrainingRecord]]
+) -> MicroBatch:
+    rows: dict[int, int] = {}  # of each page, among those of all passes
+    passes: list[Pass] = []
+    before = 0
+    for indices in layout.passes:
+        rows.update({page: before + row for row, page in enumerate(indices)})
+        passes.append(_pass(tree, layout, indices, rows))
+        before += bucket(len(indices))
+    places = []
+    for last, records in zip(layout.last, trained_on, strict=True):
+        path = [*layout.path(last), last]
+        spans = [
+            rows[page] * layout.width + np.arange(layout.pages[page].end - layout.pages[page].start)
+            for page in path
+        ]
+        places += [(record, np.concatenate(spans)) for record in records]
+    return _trained(passes, places)
+
+
+def _pass(tree: PrefixTree, layout: Layout, indices: Sequence[int], rows: dict[int, int]) -> Pass:
+    depth = max(layout.pages[index].depth for index in indices)
+    run = _empty_pass(bucket(len(indices)), layout.width, depth)
+    for row, index in enumerate(indices):
+        page = layout.pages[index]
+        run.inputs[row, : page.end - page.start] = tree.leaves[page.leaf][page.start : page.end]
+        run.starts[row] = page.start
+        for place, other in enumerate(layout.path(index)):
+            run.context[row, place] = rows[other]
+            run.visible[row, place] = layout.pages[other].end - layout.pages[other].start
+    return run
+
+
+def _empty_pass(rows: int, width: int, depth: int) -> Pass:
+    return Pass(
+        inputs=np.zeros((rows, width), np.int32),
+        starts=np.zeros(rows, np.int32),
+        context=np.zeros((rows, depth), np.int32),
+        visible=np.zeros((rows, depth), np.int32),
+    )
+
+
+def _trained(
+    passes: Sequence[Pass], places: Sequence[tuple[TrainingRecord, npt.NDArray[np.int_]]]
+) -> MicroBatch:
+    """``places`` holds each record with where the model reads its tokens, among all tokens of ``passes``."""
+    most = max(sum(record.action_mask) for record, _ in places)
+    shape = (len(places), math.ceil(most / LENGTH_BUCKET) * LENGTH_BUCKET)
     batch = MicroBatch(
-        prefix=np.array(records[0].input_ids[:shared], np.int32),
-        inputs=np.zeros(shape, np.int32),
+        passes=tuple(passes),
+        positions=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
         mask=np.zeros(shape, np.bool_),
         behaviour_logprobs=np.zeros(shape, np.float32),
@@ -139,19 +245,18 @@ def _micro_batch(records: Sequence[TrainingRecord], shared: int) -> MicroBatch:
         temperatures=np.ones(shape, np.float32),
         versions=np.zeros(shape, np.int32),
     )
-    for row, record in enumerate(records):
-        _fill_row(batch, row, record, shared)
+    for row, (record, positions) in enumerate(places):
+        _fill_row(batch, row, record, positions)
     return batch
 
 
-def _fill_row(batch: MicroBatch, row: int, record: TrainingRecord, shared: int) -> None:
-    tokens = record.input_ids[shared:]
-    end = len(tokens) - 1
-    start = end - len(record.completion_token_ids)
-    batch.inputs[row, :end] = tokens[:-1]
-    batch.targets[row, :end] = tokens[1:]
-    batch.mask[row, start:end] = record.action_mask
-    batch.behaviour_logprobs[row, start:end] = record.logprobs
+def _fill_row(batch: MicroBatch, row: int, record: TrainingRecord, positions: npt.NDArray[np.int_]) -> None:
+    sampled = np.flatnonzero(record.action_mask)
+    trained = slice(0, sampled.size)
+    batch.positions[row, trained] = positions[len(record.prompt_token_ids) - 1 + sampled]
+    batch.targets[row, trained] = np.array(record.completion_token_ids)[sampled]
+    batch.mask[row, trained] = True
+    batch.behaviour_logprobs[row, trained] = np.array(record.logprobs)[sampled]
     batch.advantages[row] = record.advantage
     batch.temperatures[row] = record.temperature
     batch.versions[row] = record.policy_version
@@ -169,6 +274,10 @@ def _check(records: Sequence[TrainingRecord], vocabulary: int) -> None:
             raise TrainingError(
                 f"record {record.id} was sampled at temperature {record.temperature}; "
                 "its role needs one above 0 to be trained on"
+            )
+        if not record.prompt_token_ids:
+            raise TrainingError(
+                f"record {record.id} has no prompt; its first token was predicted from nothing"
             )
         try:
             check_spans(record.spans, len(record.completion_token_ids), f"record {record.id}")

@@ -47,7 +47,7 @@ def step_gradient(
     """Run ``batches`` in order and sum the gradients of ``model``'s trainable parameters, evaluated."""
 
     def objective(batch: MicroBatch) -> tuple[mx.array, ...]:
-        logprobs = forward(model, batch)
+        logprobs = forward(model, batch).logprobs
         arguments = (batch.behaviour_logprobs, batch.advantages, batch.mask)
         return loss(logprobs, *map(mx.array, arguments))
 

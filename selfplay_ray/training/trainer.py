@@ -33,6 +33,7 @@ from selfplay_ray.training.gradient import StepGradient, step_gradient
 from selfplay_ray.training.health import TrainMetrics, finite, token_health
 from selfplay_ray.training.loss import Loss, PPOClipLoss
 from selfplay_ray.training.optimizer import make_adamw, read_optimizer, write_optimizer
+from selfplay_ray.training.recompute import recompute_layers
 from selfplay_ray.types import TrainingRecord
 
 NONFINITE_LIMIT = 3
@@ -43,8 +44,9 @@ NONFINITE_LIMIT = 3
 class TrainerSettings:
     """How the trainer steps.
 
-    ``max_grad_norm`` bounds the global norm of the gradient; ``seed`` draws the adapter's first weights. The
-    rest is as in ``RunConfig``.
+    ``max_grad_norm`` bounds the global norm of the gradient; ``seed`` draws the adapter's first weights.
+    ``grad_checkpoint`` computes every layer again in the backward pass: a fraction of the memory, a third more
+    time. The rest is as in ``RunConfig``.
     """
 
     lr: float = 3e-4
@@ -53,6 +55,7 @@ class TrainerSettings:
     clip_high: float = 0.28
     max_grad_norm: float = 1.0
     micro_token_budget: int = 4096
+    grad_checkpoint: bool = False
     lora: LoRASettings = field(default_factory=LoRASettings)
     seed: int = 0
 
@@ -87,6 +90,8 @@ class Trainer:
         self.forward = choose_forward(self.model)
         self._vocabulary = vocabulary_size(self.model)
         attach_lora(self.model, settings.lora, settings.seed)
+        if settings.grad_checkpoint:
+            recompute_layers(self.model)
         parameters = arrays_by_path(self.model.trainable_parameters())
         self.optimizer = make_adamw(parameters, settings.lr, settings.weight_decay)
         self._version = 0
@@ -111,7 +116,8 @@ class Trainer:
             TrainingError: a record can't be trained on, or the third gradient in a row isn't finite.
         """
         started = time.perf_counter()
-        plan = plan_step(records, self.settings.micro_token_budget, self._vocabulary)
+        budget, shared = self.settings.micro_token_budget, self.forward.shared
+        plan = plan_step(records, budget, self._vocabulary, shared=shared)
         gradient = step_gradient(self.model, plan.batches, self.loss, self.forward)
         grad_norm = self._apply(gradient, plan.tokens_trained) if plan.batches else 0.0
         health = token_health(gradient.tokens, self._version)
