@@ -1,7 +1,7 @@
 """What a training step on debates costs when what was said is run once, against all of it repeated for each turn.
 
-Every turn is a record whose prompt is the transcript so far. Either way a debate is a micro-batch: what is
-compared of memory is one debate's.
+Every turn is a record whose prompt is the transcript so far. Either way a debate is a micro-batch; but the baseline
+runs its turns one after the other, so that its peak of memory, weights included, is that of its longest few.
 """
 
 from __future__ import annotations

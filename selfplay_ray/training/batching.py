@@ -15,63 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-import numpy as np
-import numpy.typing as npt
-
 from selfplay_ray.errors import InferenceError, TrainingError
-from selfplay_ray.training.pages import PASS_OVERHEAD, Layout, bucket, lay_out
-from selfplay_ray.training.prefix_tree import PrefixTree, Tokens, grow_tree
+from selfplay_ray.training.micro_batch import MicroBatch, inputs_of, pages_batch, row_length, rows_batch
+from selfplay_ray.training.pages import PASS_OVERHEAD, lay_out
+from selfplay_ray.training.prefix_tree import PrefixTree, grow_tree
 from selfplay_ray.types import TrainingRecord, check_spans
-
-LENGTH_BUCKET = 8
-"""Rows are padded to a multiple of this, so that few shapes occur and MLX finds its buffers again."""
-
-IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pass:
-    """S rows of tokens that go through the model together, right-padded; rows of no tokens at all may follow.
-
-    ``starts`` is each row's first position. Besides itself a row sees up to K rows before it on its path:
-    ``context`` names them by their place among all rows of the micro-batch's passes, in order, and ``visible``
-    says how many tokens of each there are to see, 0 where the place is unused.
-    """
-
-    inputs: IntArray  # [S, width]
-    starts: IntArray  # [S]
-    context: IntArray  # [S, K], K may be 0
-    visible: IntArray  # [S, K]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
-    """The passes that R records take, and what is trained of their outcome: up to T tokens of each record.
-
-    ``targets[r, t]`` is to be predicted from position ``positions[r, t]`` among all tokens of all passes, in
-    order; so the first tokens of two samples come from one position. Where ``mask`` is False there is nothing.
-    ``versions`` are the records' own: the oldest policy that sampled a token of the record, because what came
-    later was sampled from keys and values that were its.
-    """
-
-    passes: tuple[Pass, ...]
-    positions: IntArray  # [R, T]
-    targets: IntArray  # [R, T]
-    mask: npt.NDArray[np.bool_]  # [R, T]
-    behaviour_logprobs: FloatArray  # [R, T], nats
-    advantages: FloatArray  # [R, T]
-    temperatures: FloatArray  # [R, T]
-    versions: IntArray  # [R, T]
-
-    @property
-    def tokens_run(self) -> int:
-        """Tokens that go through the model, padding included."""
-        return sum(run.inputs.size for run in self.passes)
-
-    @property
-    def tokens_trained(self) -> int:
-        return int(self.mask.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +63,9 @@ def plan_step(
     """
     _check(records, vocabulary)
     informative = sorted((r for r in records if r.advantage != 0 and any(r.action_mask)), key=lambda r: r.id)
-    tree = grow_tree([_inputs(record) for record in informative])
+    tree = grow_tree([inputs_of(record) for record in informative])
     cut = _cut_tree(tree, informative, token_budget) if shared else _cut_rows(informative, token_budget)
     return StepPlan(tuple(cut), len(informative), len(records) - len(informative), tree.tokens)
-
-
-def _inputs(record: TrainingRecord) -> Tokens:
-    """What the model reads of a record: nobody asks what follows its last token."""
-    return record.input_ids[:-1]
 
 
 def _cut_tree(tree: PrefixTree, records: Sequence[TrainingRecord], budget: int) -> Iterator[MicroBatch]:
@@ -134,7 +77,7 @@ def _cut_tree(tree: PrefixTree, records: Sequence[TrainingRecord], budget: int) 
         while layout.tokens_run > budget and end - start > 1:
             end = start + min(end - start - 1, max(1, (end - start) * budget // layout.tokens_run))
             layout = lay_out(tree.part(start, end), budget)
-        yield _micro_batch(tree.part(start, end), layout, trained_on[start:end])
+        yield pages_batch(tree.part(start, end), layout, trained_on[start:end])
         start = end
 
 
@@ -153,7 +96,7 @@ def _by_leaf(tree: PrefixTree, records: Sequence[TrainingRecord]) -> list[list[T
     found: list[list[TrainingRecord]] = [[] for _ in tree.leaves]
     leaves = sorted(zip(tree.leaves, found, strict=True), key=itemgetter(0))
     for record in records:
-        found_there = leaves[bisect_left(leaves, _inputs(record), key=itemgetter(0))][1]
+        found_there = leaves[bisect_left(leaves, inputs_of(record), key=itemgetter(0))][1]
         found_there.append(record)
     return found
 
@@ -163,103 +106,14 @@ def _cut_rows(records: Sequence[TrainingRecord], budget: int) -> Iterator[MicroB
     part: list[TrainingRecord] = []
     padded = 0
     for record in sorted(records, key=lambda r: (len(r.input_ids), r.id)):
-        length = _row_length(record)
+        length = row_length(record)
         if part and ((len(part) + 1) * length > budget or len(part) * (length - padded) > PASS_OVERHEAD):
-            yield _rows(part)
+            yield rows_batch(part)
             part = []
         part.append(record)
         padded = length
     if part:
-        yield _rows(part)
-
-
-def _row_length(record: TrainingRecord) -> int:
-    return math.ceil(len(_inputs(record)) / LENGTH_BUCKET) * LENGTH_BUCKET
-
-
-def _rows(records: Sequence[TrainingRecord]) -> MicroBatch:
-    width = max(map(_row_length, records))
-    run = _empty_pass(len(records), width, depth=0)
-    for row, record in enumerate(records):
-        run.inputs[row, : len(_inputs(record))] = _inputs(record)
-    places = [(record, row * width + np.arange(width)) for row, record in enumerate(records)]
-    return _trained([run], places)
-
-
-def _micro_batch(
-    tree: PrefixTree, layout: Layout, trained_on: Sequence[Sequence[TrainingRecord]]
-) -> MicroBatch:
-    rows: dict[int, int] = {}  # of each page, among those of all passes
-    passes: list[Pass] = []
-    before = 0
-    for indices in layout.passes:
-        rows.update({page: before + row for row, page in enumerate(indices)})
-        passes.append(_pass(tree, layout, indices, rows))
-        before += bucket(len(indices))
-    places = []
-    for last, records in zip(layout.last, trained_on, strict=True):
-        path = [*layout.path(last), last]
-        spans = [
-            rows[page] * layout.width + np.arange(layout.pages[page].end - layout.pages[page].start)
-            for page in path
-        ]
-        places += [(record, np.concatenate(spans)) for record in records]
-    return _trained(passes, places)
-
-
-def _pass(tree: PrefixTree, layout: Layout, indices: Sequence[int], rows: dict[int, int]) -> Pass:
-    depth = max(layout.pages[index].depth for index in indices)
-    run = _empty_pass(bucket(len(indices)), layout.width, depth)
-    for row, index in enumerate(indices):
-        page = layout.pages[index]
-        run.inputs[row, : page.end - page.start] = tree.leaves[page.leaf][page.start : page.end]
-        run.starts[row] = page.start
-        for place, other in enumerate(layout.path(index)):
-            run.context[row, place] = rows[other]
-            run.visible[row, place] = layout.pages[other].end - layout.pages[other].start
-    return run
-
-
-def _empty_pass(rows: int, width: int, depth: int) -> Pass:
-    return Pass(
-        inputs=np.zeros((rows, width), np.int32),
-        starts=np.zeros(rows, np.int32),
-        context=np.zeros((rows, depth), np.int32),
-        visible=np.zeros((rows, depth), np.int32),
-    )
-
-
-def _trained(
-    passes: Sequence[Pass], places: Sequence[tuple[TrainingRecord, npt.NDArray[np.int_]]]
-) -> MicroBatch:
-    """``places`` holds each record with where the model reads its tokens, among all tokens of ``passes``."""
-    most = max(sum(record.action_mask) for record, _ in places)
-    shape = (len(places), math.ceil(most / LENGTH_BUCKET) * LENGTH_BUCKET)
-    batch = MicroBatch(
-        passes=tuple(passes),
-        positions=np.zeros(shape, np.int32),
-        targets=np.zeros(shape, np.int32),
-        mask=np.zeros(shape, np.bool_),
-        behaviour_logprobs=np.zeros(shape, np.float32),
-        advantages=np.zeros(shape, np.float32),
-        temperatures=np.ones(shape, np.float32),
-        versions=np.zeros(shape, np.int32),
-    )
-    for row, (record, positions) in enumerate(places):
-        _fill_row(batch, row, record, positions)
-    return batch
-
-
-def _fill_row(batch: MicroBatch, row: int, record: TrainingRecord, positions: npt.NDArray[np.int_]) -> None:
-    sampled = np.flatnonzero(record.action_mask)
-    trained = slice(0, sampled.size)
-    batch.positions[row, trained] = positions[len(record.prompt_token_ids) - 1 + sampled]
-    batch.targets[row, trained] = np.array(record.completion_token_ids)[sampled]
-    batch.mask[row, trained] = True
-    batch.behaviour_logprobs[row, trained] = np.array(record.logprobs)[sampled]
-    batch.advantages[row] = record.advantage
-    batch.temperatures[row] = record.temperature
-    batch.versions[row] = record.policy_version
+        yield rows_batch(part)
 
 
 def _check(records: Sequence[TrainingRecord], vocabulary: int) -> None:
@@ -274,10 +128,6 @@ def _check(records: Sequence[TrainingRecord], vocabulary: int) -> None:
             raise TrainingError(
                 f"record {record.id} was sampled at temperature {record.temperature}; "
                 "its role needs one above 0 to be trained on"
-            )
-        if not record.prompt_token_ids:
-            raise TrainingError(
-                f"record {record.id} has no prompt; its first token was predicted from nothing"
             )
         try:
             check_spans(record.spans, len(record.completion_token_ids), f"record {record.id}")

@@ -7,37 +7,22 @@ gradient flowing back through them; the LM head, a third of a small model's work
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from selfplay_ray.errors import TrainingError
-from selfplay_ray.logprobs import log_normalizer
-from selfplay_ray.training.batching import MicroBatch, plan_step
+from selfplay_ray.training.batching import plan_step
+from selfplay_ray.training.head import Queries, TokenScores, head_scores, token_scores
+from selfplay_ray.training.micro_batch import MicroBatch
 from selfplay_ray.training.page_cache import PageCache, PassContext
-from selfplay_ray.training.recompute import recomputed
 from selfplay_ray.types import PolicySpan, TrainingRecord
 
 logger = logging.getLogger(__name__)
-
-HEAD_CHUNK = 128
-"""Positions that go through the LM head at once; more are done in turn."""
-
-
-class TokenScores(NamedTuple):
-    """Of every trained token, [R, T] float32, 0 where nothing is trained; both at the token's temperature.
-
-    ``entropies`` are those of the distribution it was drawn from, in nats; None unless asked for.
-    """
-
-    logprobs: mx.array
-    entropies: mx.array | None
 
 
 class Forward(Protocol):
@@ -78,8 +63,8 @@ class TreeForward:
             passed = model.model(mx.array(run.inputs), cache=caches)  # [S, width, hidden]
             hidden.append(passed.reshape(-1, passed.shape[-1]))
             rows += run.inputs.shape[0]
-        queries = _Queries.of(batch)
-        return queries.spread(_head_scores(model, mx.concatenate(hidden), queries, entropies, gradient))
+        queries = Queries.of(batch)
+        return queries.spread(head_scores(model, mx.concatenate(hidden), queries, entropies, gradient))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +79,9 @@ class PlainForward:
         if len(batch.passes) != 1 or batch.passes[0].context.shape[1]:
             raise TrainingError("a plain forward pass takes steps that were planned with shared=False")
         logits = model(mx.array(batch.passes[0].inputs))
-        queries = _Queries.of(batch)
+        queries = Queries.of(batch)
         asked = logits.reshape(-1, logits.shape[-1])[mx.array(queries.positions)]
-        return queries.spread(_scores(asked, queries.targets, queries.temperatures, entropies))
+        return queries.spread(token_scores(asked, queries.targets, queries.temperatures, entropies))
 
 
 def choose_forward(model: nn.Module) -> Forward:
@@ -110,113 +95,6 @@ def choose_forward(model: nn.Module) -> Forward:
         return TreeForward(_computes_in_float32(model))
     logger.warning("prompts are run once for every completion, which costs several times more: %s", reason)
     return PlainForward()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Queries:
-    """What the head is asked, each question once: of N positions, their targets and temperatures, [N].
-
-    ``answers`` [tokens] says which of them answers each trained token of ``batch``, in order.
-    """
-
-    batch: MicroBatch
-    positions: np.ndarray
-    targets: mx.array
-    temperatures: mx.array
-    answers: np.ndarray
-
-    @classmethod
-    def of(cls, batch: MicroBatch) -> _Queries:
-        columns = (batch.positions, batch.targets, batch.temperatures)
-        asked = np.stack([column[batch.mask].astype(np.float64) for column in columns])
-        different, answers = np.unique(asked, axis=1, return_inverse=True)
-        positions, targets, temperatures = different
-        return cls(
-            batch,
-            positions.astype(np.int32),
-            mx.array(targets.astype(np.int32)),
-            mx.array(temperatures.astype(np.float32)),
-            answers.reshape(-1),
-        )
-
-    def spread(self, scores: TokenScores) -> TokenScores:
-        """From one number for each question, [N], to each trained token's, [R, T]."""
-        logprobs, entropies = scores
-        return TokenScores(self._spread(logprobs), None if entropies is None else self._spread(entropies))
-
-    def _spread(self, values: mx.array) -> mx.array:
-        mask = self.batch.mask
-        zeros = mx.zeros(mask.size)
-        return (
-            zeros.at[mx.array(np.flatnonzero(mask))].add(values[mx.array(self.answers)]).reshape(mask.shape)
-        )
-
-
-def _head_scores(
-    model: nn.Module, hidden: mx.array, queries: _Queries, entropies: bool, gradient: bool
-) -> TokenScores:
-    """Scores [N] from ``hidden`` [tokens, width], the logits never all in memory at once."""
-    chunks: list[TokenScores] = []
-    for start in range(0, len(queries.positions), HEAD_CHUNK):
-        cut = slice(start, start + HEAD_CHUNK)
-        rows = hidden[mx.array(queries.positions[cut])]
-        if chunks:
-            rows = mx.depends(
-                rows, chunks[-1].logprobs
-            )  # in turn, or MLX would begin with all chunks at once
-
-        # Targets are closed over: what is recomputed is differentiated by all it is passed, indices have no gradient.
-        def compute(rows: mx.array, cut: slice = cut) -> TokenScores:
-            return _scores(_head(model, rows), queries.targets[cut], queries.temperatures[cut], entropies)
-
-        if not gradient:
-            chunks.append(compute(rows))
-        elif tree_flatten(_head_module(model).trainable_parameters()):
-            chunks.append(recomputed(_head_module(model), compute)(rows))
-        else:
-            chunks.append(_linearized(compute, rows, entropies))
-    logprobs = mx.concatenate([chunk.logprobs for chunk in chunks])
-    asked = [chunk.entropies for chunk in chunks if chunk.entropies is not None]
-    return TokenScores(logprobs, mx.concatenate(asked) if asked else None)
-
-
-def _linearized(compute: Callable[[mx.array], TokenScores], rows: mx.array, entropies: bool) -> TokenScores:
-    """``compute(rows)`` with its gradient taken on the way, so that no logits are kept or computed again for it.
-
-    A score depends on its own row alone, so one pass back with ones for cotangents gives every row's gradient.
-    The gradient of what ``compute`` reads besides ``rows`` is dropped: the head must be frozen.
-    """
-    constant = mx.stop_gradient(rows)
-
-    def score(index: int) -> mx.array:
-        (values,), (slopes,) = mx.vjp(lambda r: [compute(r)[index]], [constant], [mx.ones(rows.shape[:1])])
-        nothing = (mx.stop_gradient(slopes) * (rows - constant)).sum(axis=-1)  # but it has the gradient
-        return mx.stop_gradient(values) + nothing
-
-    return TokenScores(score(0), score(1) if entropies else None)
-
-
-def _head(model: nn.Module, hidden: mx.array) -> mx.array:
-    head = _head_module(model)
-    logits: mx.array = head(hidden) if "lm_head" in model else head.as_linear(hidden)
-    return logits
-
-
-def _head_module(model: nn.Module) -> nn.Module:
-    head: nn.Module = model.lm_head if "lm_head" in model else model.model.embed_tokens
-    return head
-
-
-def _scores(logits: mx.array, targets: mx.array, temperatures: mx.array, entropies: bool) -> TokenScores:
-    """log softmax(logits / T)[target] and the entropy, [N], in float32 whatever the model computes in."""
-    scaled = logits.astype(mx.float32) / temperatures[:, None]
-    normalizer = log_normalizer(scaled)
-    logprobs = mx.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0] - normalizer
-    if not entropies:
-        return TokenScores(logprobs, None)
-    # H = log Σ exp(z) - Σ p z, with p = softmax(z)
-    mean = (mx.exp(scaled - normalizer[:, None]) * scaled).sum(axis=-1)
-    return TokenScores(logprobs, normalizer - mean)
 
 
 def vocabulary_size(model: nn.Module) -> int:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from mlx import nn
 
 from selfplay_ray.lora import arrays_by_path
-from selfplay_ray.training.batching import MicroBatch
 from selfplay_ray.training.forward import Forward
 from selfplay_ray.training.loss import Loss
+from selfplay_ray.training.micro_batch import MicroBatch
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from selfplay_ray.training.batching import Pass
+from selfplay_ray.training.micro_batch import Pass
 
 
 @dataclass(frozen=True, slots=True)

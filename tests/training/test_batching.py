@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfplay_ray.errors import TrainingError
-from selfplay_ray.training.batching import LENGTH_BUCKET, MicroBatch, StepPlan, plan_step
+from selfplay_ray.training.batching import StepPlan, plan_step
+from selfplay_ray.training.micro_batch import LENGTH_BUCKET, MicroBatch
 from selfplay_ray.types import PolicySpan, TrainingRecord
 
 VOCABULARY = 1000

@@ -16,7 +16,7 @@ from mlx_lm.models import gemma2, gpt2, granite, llama
 from selfplay_ray.errors import TrainingError
 from selfplay_ray.lora import LoRASettings, arrays_by_path, attach_lora, read_adapter, write_adapter
 from selfplay_ray.models import load_model
-from selfplay_ray.training import forward, pages
+from selfplay_ray.training import head, pages
 from selfplay_ray.training.batching import plan_step
 from selfplay_ray.training.forward import PlainForward, TreeForward, choose_forward
 from selfplay_ray.training.gradient import step_gradient
@@ -193,7 +193,7 @@ def test_a_head_in_chunks_gives_the_same_gradient(tiny, record, monkeypatch, tra
         model.lm_head.unfreeze()
     records = scored(record, 50, steps(50, 3)["both"])
     plain = gradients(model, records, 50, PlainForward())[1]
-    monkeypatch.setattr(forward, "HEAD_CHUNK", 4)
+    monkeypatch.setattr(head, "HEAD_CHUNK", 4)
     chunked = gradients(model, records, 50, TreeForward())[1]
     assert ("lm_head.weight" in chunked.gradients) == trainable
     assert chunked.loss == pytest.approx(plain.loss, rel=1e-5)
