@@ -30,11 +30,13 @@ Factors = dict[str, tuple[mx.array, mx.array]]
 class Adapter:
     """One policy on the base model. Rows of a batch hold on to it, through changes of its weights and its unloading.
 
-    ``factors`` empty: it is the base model itself. ``name`` None: and always will be.
+    ``factors`` empty: it is the base model itself. ``name`` None: and always will be. ``changes`` count those of its
+    weights: other weights may be called the same version again.
     """
 
     name: str | None
     version: int = 0
+    changes: int = 0
     factors: Factors = field(default_factory=dict)
 
 
@@ -62,7 +64,8 @@ class AdaptedLinear(nn.Module):
         a, b = self._selection.factors[self._path]
         z = x @ a
         if self._selection.own is not None:
-            z = z * _per_row(self._selection.own, z)
+            # Not a product: where one adapter overflows, infinity times zero would be no number for the others.
+            z = mx.where(_per_row(self._selection.own, z) > 0, z, 0.0)
         return y + (self._scale * (z @ b)).astype(x.dtype)
 
 
@@ -123,22 +126,40 @@ class Adapters:
     def load(self, name: str, weights: Mapping[str, np.ndarray], version: int) -> Adapter:
         """Add an adapter, or give the one of that name other weights: all of them or, raising AdapterError, none."""
         check_shapes(self.shapes, weights)
-        loaded = self.loaded
-        if name not in loaded and len(loaded) >= self._max_adapters:
+        loaded = [other for other in self.loaded if other != LIVE]  # which has a place of its own
+        if name not in (LIVE, *loaded) and len(loaded) >= self._max_adapters:
             raise AdapterError(
                 f"there is no room for adapter {name!r}: the engine was started for {self._max_adapters}, and "
                 f"{', '.join(loaded)} are loaded; unload one"
             )
-        factors = _factors({key: mx.array(weight.astype(np.float32)) for key, weight in weights.items()})
+        with np.errstate(over="ignore"):
+            single = {key: weight.astype(np.float32) for key, weight in weights.items()}
+        check_shapes(self.shapes, single)  # once more: what is finite in float64 may not be in float32
+        factors = _factors({key: mx.array(weight) for key, weight in single.items()})
         mx.eval(factors)
-        adapter = self._by_name.setdefault(name, Adapter(name))
+        adapter = self._by_name.get(name) or Adapter(name)
         adapter.factors, adapter.version = factors, version
+        adapter.changes += 1
+        self._by_name = {
+            **self._by_name,
+            name: adapter,
+        }  # another one: who reads it in another thread has the old
         return adapter
 
     def unload(self, name: str) -> Adapter:
-        """Forget the adapter, but for the rows that hold on to it. Raises UnknownNameError."""
-        self.find(name)
-        return self._by_name.pop(name)
+        """Forget the adapter, but for the rows that hold on to it; of ``LIVE`` only the weights.
+
+        Raises:
+            UnknownNameError: it isn't loaded.
+        """
+        adapter = self.find(name)
+        rest = {other: kept for other, kept in self._by_name.items() if other != name}
+        self._by_name = {LIVE: Adapter(LIVE), **rest} if name == LIVE else rest
+        return adapter
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Whether a request may still ask for ``adapter``."""
+        return adapter is self.base or self._by_name.get(adapter.name or "") is adapter
 
     def select(self, rows: Sequence[Adapter]) -> None:
         """Let the next forward pass compute row i with ``rows[i]``."""

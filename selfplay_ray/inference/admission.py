@@ -75,8 +75,9 @@ class KVBudget:
     per_row: int = 0
 
     def needed(self, rows: int, longest: int) -> int:
-        """Bytes for a batch of ``rows``: all are padded to ``longest``, the longest that one of them may become."""
-        return rows * (self.per_row + self.per_token * -(-longest // ROOM) * ROOM)
+        """Bytes for a batch of ``rows``: all are padded to ``longest``, the longest that one of them may become, and
+        have room besides."""
+        return rows * (self.per_row + self.per_token * (longest + ROOM))
 
     def rows(self, longest: int) -> int:
         """How many rows of ``longest`` positions there is memory for."""

@@ -189,7 +189,7 @@ class Decoder:
             self._running.update((decoding.ticket, decoding) for decoding in group)
             self._make_room()
             for decoding in group:
-                decoding.prompt_version = decoding.adapter.version
+                decoding.prompt_change = decoding.adapter.changes
                 self._start(decoding)
 
     def _make_room(self) -> None:
@@ -263,8 +263,10 @@ class Decoder:
 
     def _keep(self, decoding: Decoding, tokens: tuple[int, ...], caches: LayerCaches) -> None:
         """Keep a prefix for later, unless weights changed while it was being run."""
-        if self._settings.fork and decoding.prompt_version == decoding.adapter.version:
-            self._prefixes.keep(decoding.adapter, tokens, caches[:-1])
+        adapter = decoding.adapter
+        unchanged = decoding.prompt_change == adapter.changes and self.adapters.holds(adapter)
+        if self._settings.fork and unchanged:
+            self._prefixes.keep(adapter, tokens, caches[:-1])
             self._make_room()
 
     def _stop_sequences(self, token_ids: frozenset[int]) -> StopSequences:

@@ -34,8 +34,8 @@ class Drawn:
 class Decoding:
     """A request, its place in the queue by ``ticket``, and whom to tell.
 
-    ``prompt_version`` is the adapter's when its prompt was begun; ``restarts`` how often that was begun again
-    because the adapter has changed since.
+    ``prompt_change`` tells which of the adapter's weights its prompt was begun with (``Adapter.changes``); ``restarts``
+    how often that was begun again because the adapter has changed since.
     """
 
     ticket: int
@@ -44,7 +44,7 @@ class Decoding:
     stop_token_ids: frozenset[int]
     future: Future[Generation]
     listener: Listener | None = None
-    prompt_version: int = 0
+    prompt_change: int = 0
     restarts: int = 0
     uid: int | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Decoding:
     @property
     def prefill(self) -> tuple[Adapter, int, Tokens]:
         """Requests with the same one can share a prefill: the policy that runs it, and the tokens."""
-        return self.adapter, self.prompt_version, self.head
+        return self.adapter, self.prompt_change, self.head
 
     @property
     def most_tokens(self) -> int:

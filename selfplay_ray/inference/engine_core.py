@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -75,24 +77,23 @@ class EngineCore:
             raise ContextLengthError(
                 f"{needed}, whose keys and values don't fit into the {budget.capacity} bytes the engine has for them"
             )
+        if size is not None and request.top_logprobs > size:
+            raise InferenceError(
+                f"request {request.id} asks for {request.top_logprobs} likeliest tokens of {size}"
+            )
         if size is not None and not 0 <= min(prompt) <= max(prompt) < size:
             raise InferenceError(f"request {request.id} has token ids beyond the vocabulary of {size}")
 
     def obey(self, command: Submit | Cancel | Change) -> None:
         match command:
             case Submit(request, future, listener):
-                try:
+                with _told(future):
                     self.decoder.submit(request, future, listener)
-                except SelfPlayError as error:
-                    _fail(future, error)
             case Cancel(future):
                 self.decoder.cancel(future)
             case Change(act, future) if future.set_running_or_notify_cancel():
-                try:
+                with _told(future):
                     act(self.decoder)
-                except SelfPlayError as error:
-                    future.set_exception(error)
-                else:
                     future.set_result(None)
 
     def rest(self) -> None:
@@ -101,6 +102,14 @@ class EngineCore:
         mx.clear_cache()
 
 
-def _fail(future: Future[Generation], error: SelfPlayError) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)
+@contextmanager
+def _told(future: Future[Any]) -> Iterator[None]:
+    """Tell ``future`` of an error. One of ours ends there; any other ends the engine too, which may be left half
+    changed."""
+    try:
+        yield
+    except BaseException as error:
+        if not future.done():
+            future.set_exception(error)
+        if not isinstance(error, SelfPlayError):
+            raise

@@ -98,7 +98,9 @@ class AlikeRows:
 def _joined(rows: Sequence[tuple[mx.array | None, int]], longest: int) -> mx.array:
     """Rows [1, heads, ≥ n, width] of n positions each as one array [B, heads, longest + ROOM, width]."""
     like, size = next((content, size) for content, size in rows if content is not None)
-    if all(content is like for content, _ in rows):  # a fork: written once, from the one there is
+    if all(
+        content is like and n == size for content, n in rows
+    ):  # a fork: written once, from the one there is
         forked = mx.broadcast_to(like[..., :size, :], (len(rows), like.shape[1], size, like.shape[3]))
         room = mx.zeros((len(rows), like.shape[1], ROOM, like.shape[3]), like.dtype)
         return mx.concatenate([forked, room], axis=2)

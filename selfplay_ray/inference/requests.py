@@ -10,6 +10,9 @@ from selfplay_ray.types import FinishReason, PolicySpan, check_spans
 LIVE = "live"
 """The adapter that is being trained: an engine has it from the start, at first without effect, as version 0."""
 
+SMALLEST_TEMPERATURE = 0.01
+"""Below it logits overflow, and the sample is the greedy one anyway."""
+
 TopTokens = tuple[tuple[int, float], ...]
 """The likeliest tokens and their logprobs, best first."""
 
@@ -46,8 +49,11 @@ class GenerationRequest:
             raise InferenceError(f"request {self.id} has an empty prompt")
         if self.max_tokens <= 0:
             raise InferenceError(f"request {self.id} asks for {self.max_tokens} tokens; it needs 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise InferenceError(f"request {self.id} has temperature {self.temperature}; it needs 0 or more")
+        if self.temperature != 0 and not SMALLEST_TEMPERATURE <= self.temperature < float("inf"):
+            raise InferenceError(
+                f"request {self.id} has temperature {self.temperature}; it needs 0, which is greedy, or "
+                f"{SMALLEST_TEMPERATURE} or more"
+            )
         if not 0 <= self.min_tokens <= self.max_tokens or self.top_logprobs < 0:
             raise InferenceError(
                 f"request {self.id} asks for {self.min_tokens} to {self.max_tokens} tokens and {self.top_logprobs} "

@@ -162,9 +162,9 @@ class SampledModel:
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         *layers, self._rows = cache
-        if (
-            self._rows.ended
-        ):  # BatchGenerator runs what was drawn last, in case that somebody goes on from there
+        self._logits = None  # a prefill's, from which nothing was drawn
+        if self._rows.ended:
+            # BatchGenerator runs what was drawn last, in case that somebody goes on from there.
             return mx.zeros((tokens.shape[0], 1, 1))
         first, kinds = self._rows.kinds()
         if len(first) < len(kinds) and tokens.shape[1] == 1 and are_roomy(layers):
@@ -188,6 +188,7 @@ class SampledModel:
         if self._rows is None:
             raise RuntimeError("a draw without a forward pass before it")
         if self._logits is None:
+            self._rows = None
             return mx.zeros(zeros.shape[0], dtype=mx.int32)
         tickets = tuple(row.ticket for row in self._rows.rows)
         versions = tuple(row.adapter.version for row in self._rows.rows)

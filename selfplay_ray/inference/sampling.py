@@ -87,7 +87,7 @@ def _scaled(logits: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
     if any(row.temperature not in (0.0, 1.0) for row in rows):
         scaled = scaled / mx.array([row.temperature or 1.0 for row in rows])[:, None]
     size = scaled.shape[-1]
-    banned = [(index, token) for index, row in enumerate(rows) for token in row.banned if token < size]
+    banned = [(index, token) for index, row in enumerate(rows) for token in row.banned if 0 <= token < size]
     if banned:
         scaled[mx.array([row for row, _ in banned]), mx.array([token for _, token in banned])] = -mx.inf
     return scaled

@@ -126,3 +126,32 @@ async def test_an_engine_takes_as_many_as_it_was_started_for(tiny: Path) -> None
 async def test_nobody_unloads_what_is_not_there(tiny_engine: Engine) -> None:
     with pytest.raises(UnknownNameError, match="unknown adapter 'nobody'"):
         await tiny_engine.unload_adapter("nobody")
+
+
+async def test_an_adapter_that_overflows_spoils_no_other_row(tiny_engine: Engine) -> None:
+    shapes = dict(tiny_engine.adapter_shapes)
+    await tiny_engine.load_adapter(noise(shapes, 1), 1)
+    alone = await tiny_engine.generate(request(LIVE))
+    await tiny_engine.load_adapter(
+        {name: np.full(shape, 1e37, np.float32) for name, shape in shapes.items()}, 2, "wild"
+    )
+    _, beside = await asyncio.gather(*[tiny_engine.generate(request(name)) for name in ("wild", LIVE)])
+    assert beside.token_ids == alone.token_ids
+    assert beside.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+async def test_what_is_finite_in_float64_only_is_refused(tiny_engine: Engine) -> None:
+    weights = {name: np.full(shape, 1e300) for name, shape in tiny_engine.adapter_shapes.items()}
+    with pytest.raises(AdapterError, match="not finite"):
+        await tiny_engine.load_adapter(weights, 1)
+    assert tiny_engine.policy_version == 0
+
+
+async def test_the_live_policy_always_has_a_place(tiny: Path) -> None:
+    with Engine(tiny, lora=LoRASettings(), max_adapters=1) as engine:
+        weights = noise(dict(engine.adapter_shapes), 0)
+        await engine.load_adapter(weights, 1, "guest")
+        await engine.load_adapter(weights, 2)
+        assert engine.adapters == {LIVE: 2, "guest": 1}
+        await engine.unload_adapter(LIVE)
+        assert (await engine.generate(request(LIVE))).spans[0].version == 0

@@ -77,9 +77,9 @@ def test_who_hangs_up_while_it_waits_is_forgotten() -> None:
 
 def test_a_batch_takes_as_much_as_its_longest_row_times_its_rows() -> None:
     budget = KVBudget(capacity=10_000, per_token=4, per_row=100)
-    assert budget.needed(rows=3, longest=ROOM + 1) == 3 * (100 + 4 * 2 * ROOM)
-    # 10000 / (100 + 4 · 64) = 28.1 rows of up to 64 positions
-    assert budget.rows(longest=10) == 28
+    assert budget.needed(rows=3, longest=ROOM + 1) == 3 * (100 + 4 * (2 * ROOM + 1))
+    # 10000 / (100 + 4 · (10 + 64)) = 25.25 rows of up to 10 positions
+    assert budget.rows(longest=10) == 25
     two = [waiting(0, ONE), waiting(1, tuple(range(ROOM)))]
     assert budget.reserved(two) == budget.needed(2, ROOM + 6)
 
@@ -112,7 +112,7 @@ def test_a_group_larger_than_the_batch_enters_as_there_is_room(tiny_model: nn.Mo
 
 
 def test_admission_waits_for_memory_and_gives_it_back(tiny_model: nn.Module) -> None:
-    room_for_two = 2 * ROOM * TINY_BYTES_A_TOKEN + 1
+    room_for_two = 2 * (24 + ROOM) * TINY_BYTES_A_TOKEN
     batch = Decoder(tiny_model, (), BatchSettings(kv_cache_bytes=room_for_two))
     futures = submit(batch, *[request(seed, (seed, 5, 6, 7), max_tokens=20) for seed in range(5)])
     most = 0
@@ -161,7 +161,7 @@ async def test_a_full_queue_says_so_at_once(tiny: Path) -> None:
 
 
 async def test_what_never_fits_is_refused_by_name(tiny: Path) -> None:
-    with Engine(tiny, kv_cache_bytes=ROOM * TINY_BYTES_A_TOKEN) as engine:
+    with Engine(tiny, kv_cache_bytes=2 * ROOM * TINY_BYTES_A_TOKEN) as engine:
         assert len((await engine.generate(request(max_tokens=ROOM - 3))).token_ids) == ROOM - 3
         with pytest.raises(
             ContextLengthError, match=r"request r0 needs 3 prompt . 62 new tokens, whose keys"

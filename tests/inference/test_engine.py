@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from selfplay_ray.errors import AdapterError, InferenceError, ModelError
+from selfplay_ray.errors import AdapterError, EngineStoppedError, InferenceError, ModelError
 from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.decoder import Decoder
 from selfplay_ray.inference.engine import Engine
@@ -207,6 +207,7 @@ async def test_two_event_loops_share_an_engine(tiny_engine: Engine) -> None:
         (PROMPT, 0, 1.0, "request r asks for 0 tokens"),
         (PROMPT, 4, -1.0, "request r has temperature -1.0"),
         (PROMPT, 4, float("nan"), "request r has temperature nan"),
+        (PROMPT, 4, 1e-39, "request r has temperature 1e-39; it needs 0, which is greedy, or 0.01 or more"),
         (PROMPT, 1005, 1.0, r"request r needs 20 prompt \+ 1005 new tokens; the model's context holds 1024"),
         ((49152,), 4, 1.0, "request r has token ids beyond the vocabulary of 49152"),
     ],
@@ -249,6 +250,17 @@ async def test_nobody_waits_for_a_thread_that_died(tiny: Path, monkeypatch: pyte
     with pytest.raises(InferenceError, match="out of memory") as later:
         await engine.generate(request())
     assert later.value.__cause__ is cause
+    engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_nobody_waits_for_a_command_that_cannot_be_obeyed(tiny: Path) -> None:
+    engine = Engine(tiny, lora=LoRASettings())
+    weights = {name: [0.0] for name in engine.adapter_shapes}  # no arrays
+    with pytest.raises(AttributeError):
+        await engine.load_adapter(weights, version=1)  # type: ignore[arg-type]
+    with pytest.raises(EngineStoppedError, match="AttributeError"):
+        await engine.generate(request())
     engine.close()
 
 

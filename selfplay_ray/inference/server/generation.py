@@ -14,12 +14,17 @@ from fastapi import Request
 
 from selfplay_ray.errors import ContextLengthError
 from selfplay_ray.inference.engine import Engine
-from selfplay_ray.inference.requests import Generation, GenerationRequest, TokenChunk
+from selfplay_ray.inference.requests import (
+    SMALLEST_TEMPERATURE,
+    Generation,
+    GenerationRequest,
+    TokenChunk,
+)
 from selfplay_ray.inference.server.context import ServerContext
 from selfplay_ray.inference.server.errors import CLIENT_CLOSED_REQUEST, APIError, bad_request
 from selfplay_ray.inference.server.metrics import Measure
 from selfplay_ray.inference.server.reply import Piece, Reply, ReplyReader, pieces
-from selfplay_ray.inference.server.schemas import MASK64, NEUTRAL, SMALLEST_TEMPERATURE, Neutral, Sampling
+from selfplay_ray.inference.server.schemas import MASK64, NEUTRAL, Neutral, Sampling
 from selfplay_ray.inference.server.served import ServedModel
 
 T = TypeVar("T")

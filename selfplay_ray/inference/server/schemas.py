@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 MASK64 = (1 << 64) - 1
-SMALLEST_TEMPERATURE = 0.01  # below it logits overflow, and the sample is the greedy one anyway
 MAX_CHOICES = 128
 MAX_PROMPTS = 256
 MAX_TOP_LOGPROBS = 20
