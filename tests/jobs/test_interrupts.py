@@ -49,7 +49,7 @@ def test_a_run_that_is_interrupted_leaves_no_process(
         process.send_signal(number)
     _, err = process.communicate(timeout=SOON)
     assert process.returncode == 130
-    assert "selfplay" not in err  # Python itself may say that it was interrupted in the middle of a fork
+    assert "selfplay: " not in err  # Python itself may say that it was interrupted in the middle of a fork
     assert alive(processes - agents(), SOON) == set()
 
 
