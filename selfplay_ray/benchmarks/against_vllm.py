@@ -84,12 +84,16 @@ async def group_as_requests(sampler: Sampler, sizes: Sizes, repeat: int) -> None
 
 
 async def conversations(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
-    """Each turn is asked for with all the tokens of those before it."""
-    told = [new_tokens(sizes.first_tokens, "first", repeat, i) for i in range(sizes.conversations)]
-    for turn in range(sizes.turns):
-        replies = await sampler.sample(told, 1, sizes.reply_tokens)
-        heard = [new_tokens(sizes.turn_tokens, "turn", repeat, turn, i) for i in range(len(told))]
-        told = [a + b + c for a, b, c in zip(told, replies, heard, strict=True)]
+    """Of several turns, held at the same time."""
+    await conversation_kv.converse(
+        sampler,
+        repeat,
+        conversations=sizes.conversations,
+        turns=sizes.turns,
+        first_tokens=sizes.first_tokens,
+        turn_tokens=sizes.turn_tokens,
+        reply_tokens=sizes.reply_tokens,
+    )
 
 
 WORKLOADS: tuple[Workload, ...] = (distinct_prompts, group, group_as_requests, conversations)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from selfplay_ray.benchmarks.load import MODEL, new_tokens, request, together
+from selfplay_ray.benchmarks.load import MODEL, new_tokens
 from selfplay_ray.benchmarks.result import BenchmarkResult
+from selfplay_ray.benchmarks.samplers import InProcess, Sampler
 from selfplay_ray.inference.engine import Engine
+from selfplay_ray.inference.requests import LIVE
 
 CONVERSATIONS, TURNS = 8, 6
 FIRST_TOKENS, TURN_TOKENS, REPLY_TOKENS = 200, 16, 32
@@ -34,13 +36,24 @@ def run(repeats: int) -> BenchmarkResult:
 
 
 async def _seconds(engine: Engine, number: int) -> float:
-    conversations = [
-        new_tokens(FIRST_TOKENS, "conversation_kv", number, index) for index in range(CONVERSATIONS)
-    ]
     started = time.perf_counter()
-    for turn in range(TURNS):
-        asked = [request(told, REPLY_TOKENS, seed=turn) for told in conversations]
-        replies = await together(engine, asked)
-        heard = [new_tokens(TURN_TOKENS, "turn", number, turn, index) for index in range(CONVERSATIONS)]
-        conversations = [a + b + c for a, b, c in zip(conversations, replies, heard, strict=True)]
+    await converse(InProcess(engine, LIVE), number)
     return time.perf_counter() - started
+
+
+async def converse(
+    sampler: Sampler,
+    number: int,
+    *,
+    conversations: int = CONVERSATIONS,
+    turns: int = TURNS,
+    first_tokens: int = FIRST_TOKENS,
+    turn_tokens: int = TURN_TOKENS,
+    reply_tokens: int = REPLY_TOKENS,
+) -> None:
+    """Hold conversations that only this ``number`` has: each turn is asked for with all tokens before it."""
+    told = [new_tokens(first_tokens, "conversation", number, index) for index in range(conversations)]
+    for turn in range(turns):
+        replies = await sampler.sample(told, 1, reply_tokens)
+        heard = [new_tokens(turn_tokens, "turn", number, turn, index) for index in range(conversations)]
+        told = [a + b + c for a, b, c in zip(told, replies, heard, strict=True)]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from selfplay_ray.benchmarks.load import MODEL
 from selfplay_ray.benchmarks.result import BenchmarkResult
 from selfplay_ray.benchmarks.training_load import (
-    MODEL,
     VOCABULARY,
     make_record,
     measure,

@@ -9,16 +9,15 @@ from typing import TypeVar
 import mlx.core as mx
 import numpy as np
 
+from selfplay_ray.benchmarks.load import MODEL, ORDINARY_TOKENS, Tokens
 from selfplay_ray.benchmarks.noise import noisy_weights
 from selfplay_ray.lora import read_adapter, write_adapter
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 from selfplay_ray.types import PolicySpan, TrainingRecord
 
-MODEL, VOCABULARY = "smollm2-135m", 49152
-ORDINARY_TOKENS = range(100, 40_000)
+VOCABULARY = 49152
 
 Outcome = TypeVar("Outcome")
-Tokens = tuple[int, ...]
 
 
 def noisy_trainer() -> Trainer:

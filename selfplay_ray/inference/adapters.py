@@ -49,13 +49,17 @@ class Selection:
     own: mx.array | None = None
 
 
-class AdaptedLinear(nn.Module):
-    """A linear layer, plain or quantized, beside which ``selection`` says what is to be added."""
+class Adapted(nn.Module):
+    """A layer beside which ``selection`` says what is to be added to it at ``path``, times ``scale``."""
 
     def __init__(self, linear: nn.Module, path: str, scale: float, selection: Selection) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.linear = linear
         self._path, self._scale, self._selection = path, scale, selection
+
+
+class AdaptedLinear(Adapted):
+    """A linear layer, plain or quantized; every row of a batch with its own adapter."""
 
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = self.linear(x)
@@ -69,13 +73,8 @@ class AdaptedLinear(nn.Module):
         return y + (self._scale * (z @ b)).astype(x.dtype)
 
 
-class AdaptedExperts(nn.Module):
+class AdaptedExperts(Adapted):
     """The same for the experts of a mixture, to which rows come in any order: no two adapters at once."""
-
-    def __init__(self, linear: nn.Module, path: str, scale: float, selection: Selection) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.linear = linear
-        self._path, self._scale, self._selection = path, scale, selection
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         y: mx.array = self.linear(x, indices, sorted_indices=sorted_indices)
@@ -125,25 +124,22 @@ class Adapters:
 
     def load(self, name: str, weights: Mapping[str, np.ndarray], version: int) -> Adapter:
         """Add an adapter, or give the one of that name other weights: all of them or, raising AdapterError, none."""
-        check_shapes(self.shapes, weights)
+        with np.errstate(over="ignore"):
+            single = {key: weight.astype(np.float32) for key, weight in weights.items()}
+        check_shapes(self.shapes, single)  # not before: what is finite in float64 may not be in float32
         loaded = [other for other in self.loaded if other != LIVE]  # which has a place of its own
         if name not in (LIVE, *loaded) and len(loaded) >= self._max_adapters:
             raise AdapterError(
                 f"there is no room for adapter {name!r}: the engine was started for {self._max_adapters}, and "
                 f"{', '.join(loaded)} are loaded; unload one"
             )
-        with np.errstate(over="ignore"):
-            single = {key: weight.astype(np.float32) for key, weight in weights.items()}
-        check_shapes(self.shapes, single)  # once more: what is finite in float64 may not be in float32
         factors = _factors({key: mx.array(weight) for key, weight in single.items()})
         mx.eval(factors)
         adapter = self._by_name.get(name) or Adapter(name)
         adapter.factors, adapter.version = factors, version
         adapter.changes += 1
-        self._by_name = {
-            **self._by_name,
-            name: adapter,
-        }  # another one: who reads it in another thread has the old
+        # Another dict, not another entry: who is reading it in another thread has the old one.
+        self._by_name = {**self._by_name, name: adapter}
         return adapter
 
     def unload(self, name: str) -> Adapter:
