@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from selfplay_ray.loss_settings import KLEstimator, KLPlacement, LossName, Normalization
 
 
 class RunConfig(BaseModel):
@@ -49,16 +51,45 @@ class RunConfig(BaseModel):
 
     lr: float = Field(3e-4, gt=0)
     """AdamW's learning rate."""
+    lr_decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes down over the run's steps."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate goes up, in a straight line."""
+    lr_final: float = Field(0.0, ge=0, le=1)
+    """Share of the learning rate that a decay ends with."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
-    clip_low: float = Field(0.2, ge=0, lt=1)
-    """PPO clipping: the ratio is cut at 1 - clip_low."""
-    clip_high: float = Field(0.28, ge=0)
-    """PPO clipping: the ratio is cut at 1 + clip_high."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
     micro_token_budget: int = Field(4096, ge=1)
     """Most tokens the learner runs at once; a step is cut into as many micro-batches as it takes."""
+    grad_checkpoint: bool = False
+    """Compute every layer again in the backward pass: a fraction of the memory, a third more time."""
+
+    loss: LossName = "ppo_clip"
+    """The policy loss; each comes with the bounds and the normalization of its paper."""
+    clip_low: float | None = Field(None, ge=0)
+    """Lower bound on the ratio, 1 - clip_low (for dppo_tv, on the distance); the loss's own when unset."""
+    clip_high: float | None = Field(None, ge=0)
+    """Upper bound on the ratio, 1 + clip_high (for dppo_tv, on the distance); the loss's own when unset."""
+    normalization: Normalization | None = None
+    """What a token counts for: all tokens alike, all records alike, or over max_tokens; the loss's own when unset."""
+    role_weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of each role's objective; with any given, every role has a mean of its own, and weighs 1 by default."""
+    truncation: float | None = Field(None, gt=0)
+    """Bound of truncated importance sampling, for a sampler that isn't quite the policy; off when unset."""
+    log_ratio_coefficient: float | None = Field(None, ge=0)
+    """Coefficient of the log-ratio's square; the loss's own when unset."""
+    kl_coefficient: float = Field(0.0, ge=0)
+    """Coefficient of the KL to the base model; 0 is none."""
+    kl_estimator: KLEstimator = "k2"
+    """How a penalty estimates the KL."""
+    kl_placement: KLPlacement = "penalty"
+    """Whether the KL is a penalty, or taken off the advantages (token by token, or to the record's end)."""
+    kl_importance_weighted: bool = True
+    """Whether a KL penalty is corrected for tokens of an older policy."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Coefficient of the entropy bonus; 0 is none."""
 
     engines: int = Field(1, ge=0)
     """Inference engines."""

@@ -118,6 +118,20 @@ def write_adapter(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     model.update(tree_unflatten(arrays))
 
 
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` compute what it would without its adapter; whatever is computed must be evaluated inside."""
+    layers = [module for module in model.modules() if "lora_a" in module]
+    scales = [layer.scale for layer in layers]
+    for layer in layers:
+        layer.scale = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
+
+
 def save_adapter(path: Path, weights: Mapping[str, np.ndarray], settings: LoRASettings, version: int) -> None:
     """Write the adapter as safetensors, atomically; settings and version go into its metadata."""
     metadata = {

@@ -24,7 +24,7 @@ from selfplay_ray.benchmarks.whole_sequences import (
     whole_sequences_gradient,
 )
 from selfplay_ray.training.batching import plan_step
-from selfplay_ray.training.gradient import step_gradient
+from selfplay_ray.training.gradient import StepLoss, step_gradient
 from selfplay_ray.training.trainer import Trainer
 from selfplay_ray.types import TrainingRecord
 
@@ -41,10 +41,12 @@ def run(repeats: int) -> BenchmarkResult:
     plan = plan_step(records, DEBATE, VOCABULARY)
 
     def once() -> dict[str, mx.array]:
-        return step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward).gradients
+        return step_gradient(
+            trainer.model, plan.batches, StepLoss(trainer.objective), trainer.forward
+        ).gradients
 
     def repeated() -> dict[str, mx.array]:
-        return whole_sequences_gradient(trainer.model, debates, trainer.loss)
+        return whole_sequences_gradient(trainer.model, debates, trainer.objective)
 
     difference = _difference(trainer, debates[0])  # and a warm-up
     measured = [(measure(once), measure(repeated)) for _ in range(repeats)]
@@ -81,6 +83,6 @@ def debate(number: int) -> list[TrainingRecord]:
 
 def _difference(trainer: Trainer, turns: list[TrainingRecord]) -> float:
     plan = plan_step(turns, DEBATE, VOCABULARY)
-    ours = step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward).gradients
-    theirs = whole_sequences_gradient(trainer.model, [turns], trainer.loss, exact_cross_entropy)
+    ours = step_gradient(trainer.model, plan.batches, StepLoss(trainer.objective), trainer.forward).gradients
+    theirs = whole_sequences_gradient(trainer.model, [turns], trainer.objective, exact_cross_entropy)
     return relative_difference(ours, theirs)

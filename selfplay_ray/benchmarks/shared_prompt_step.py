@@ -23,7 +23,7 @@ from selfplay_ray.benchmarks.whole_sequences import (
     whole_sequences_gradient,
 )
 from selfplay_ray.training.batching import plan_step
-from selfplay_ray.training.gradient import step_gradient
+from selfplay_ray.training.gradient import StepLoss, step_gradient
 from selfplay_ray.types import TrainingRecord
 
 GROUP, PROMPT, COMPLETION = 16, 96, 32
@@ -36,12 +36,14 @@ def run(repeats: int) -> BenchmarkResult:
     plan = plan_step(records, token_budget=GROUP * (PROMPT + COMPLETION), vocabulary=VOCABULARY)
 
     def shared() -> dict[str, mx.array]:
-        return step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward).gradients
+        return step_gradient(
+            trainer.model, plan.batches, StepLoss(trainer.objective), trainer.forward
+        ).gradients
 
     def repeated() -> dict[str, mx.array]:
-        return whole_sequences_gradient(trainer.model, [records], trainer.loss)
+        return whole_sequences_gradient(trainer.model, [records], trainer.objective)
 
-    exact = whole_sequences_gradient(trainer.model, [records], trainer.loss, exact_cross_entropy)
+    exact = whole_sequences_gradient(trainer.model, [records], trainer.objective, exact_cross_entropy)
     difference = relative_difference(shared(), exact)  # and a warm-up
     measured = [(measure(shared), measure(repeated)) for _ in range(repeats)]
     return BenchmarkResult.of_costs(

@@ -14,7 +14,7 @@ from mlx import nn
 
 from selfplay_ray.logprobs import log_normalizer
 from selfplay_ray.lora import arrays_by_path
-from selfplay_ray.training.loss import Loss
+from selfplay_ray.training.losses import LossInputs, Objective
 from selfplay_ray.types import TrainingRecord
 
 TokenLosses = Callable[[mx.array, mx.array], mx.array]
@@ -23,7 +23,7 @@ TokenLosses = Callable[[mx.array, mx.array], mx.array]
 def whole_sequences_gradient(
     model: nn.Module,
     batches: Sequence[Sequence[TrainingRecord]],
-    loss: Loss,
+    loss: Objective,
     token_losses: TokenLosses = nn.losses.cross_entropy,
 ) -> dict[str, mx.array]:
     """The summed gradient of ``batches`` by parameter path; each is one graph, the records of all its lengths in it.
@@ -51,14 +51,14 @@ def exact_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def _loss(
-    model: nn.Module, records: Sequence[TrainingRecord], loss: Loss, token_losses: TokenLosses
+    model: nn.Module, records: Sequence[TrainingRecord], loss: Objective, token_losses: TokenLosses
 ) -> mx.array:
     tokens = mx.array([record.input_ids for record in records])
     completion = len(records[0].completion_token_ids)
     logprobs = -token_losses(model(tokens[:, :-1]), tokens[:, 1:])[:, -completion:]
     advantages = mx.array([[record.advantage] for record in records])
     behaviour = mx.array([record.logprobs for record in records])
-    return loss(logprobs, behaviour, advantages, mx.ones(logprobs.shape, mx.bool_)).total
+    return loss(LossInputs(logprobs, behaviour, advantages, mx.ones(logprobs.shape, mx.bool_))).total
 
 
 def _by_length(records: Sequence[TrainingRecord]) -> list[list[TrainingRecord]]:

@@ -24,13 +24,13 @@ from selfplay_ray.types import TrainingRecord, check_spans
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A step cut into micro-batches, and how many of its records those hold.
+    """A step cut into micro-batches: the ``records`` they hold, in the order of their ids, and how many were skipped.
 
     ``distinct_tokens`` is how many of its tokens differ, or follow different ones: the least that must be run.
     """
 
     batches: tuple[MicroBatch, ...]
-    records: int
+    records: tuple[TrainingRecord, ...]
     skipped: int
     distinct_tokens: int
 
@@ -40,32 +40,36 @@ class StepPlan:
 
     @property
     def tokens_trained(self) -> int:
-        """The denominator of the step's loss: the trained tokens of every record that has a gradient.
-
-        Records that were skipped count in neither the sum nor here, so that a batch of uninformative groups
-        doesn't shrink the step of the informative ones.
-        """
+        """Of every record that has a gradient."""
         return sum(batch.tokens_trained for batch in self.batches)
 
 
 def plan_step(
-    records: Sequence[TrainingRecord], token_budget: int, vocabulary: int, *, shared: bool = True
+    records: Sequence[TrainingRecord],
+    token_budget: int,
+    vocabulary: int,
+    *,
+    shared: bool = True,
+    every: bool = False,
 ) -> StepPlan:
     """Cut a step into micro-batches of at most ``token_budget`` tokens run, padding and prompts included.
 
-    A record with an advantage of 0, or without a trainable token, has no gradient and is skipped. A tree that
-    doesn't fit is cut between two of its leaves, and what leads to both is run for either part; a sequence longer
-    than the budget is run by itself. Without ``shared`` every record is run as one row that is all its own.
+    A record without a trainable token has no gradient and is skipped, and so is one with an advantage of 0, unless
+    the loss is one that looks at ``every`` record. A tree that doesn't fit is cut between two of its leaves, and
+    what leads to both is run for either part; a sequence longer than the budget is run by itself. Without
+    ``shared`` every record is run as one row that is all its own.
 
     Raises:
         TrainingError: an id occurs twice, a number isn't finite, a temperature isn't above 0, a token has no policy
             version, or isn't one of the model's ``vocabulary``.
     """
     _check(records, vocabulary)
-    informative = sorted((r for r in records if r.advantage != 0 and any(r.action_mask)), key=lambda r: r.id)
+    informative = sorted(
+        (r for r in records if any(r.action_mask) and (every or r.advantage != 0)), key=lambda r: r.id
+    )
     tree = grow_tree([inputs_of(record) for record in informative])
     cut = _cut_tree(tree, informative, token_budget) if shared else _cut_rows(informative, token_budget)
-    return StepPlan(tuple(cut), len(informative), len(records) - len(informative), tree.tokens)
+    return StepPlan(tuple(cut), tuple(informative), len(records) - len(informative), tree.tokens)
 
 
 def _cut_tree(tree: PrefixTree, records: Sequence[TrainingRecord], budget: int) -> Iterator[MicroBatch]:

@@ -46,6 +46,7 @@ class MicroBatch:
     """
 
     passes: tuple[Pass, ...]
+    record_ids: tuple[str, ...]  # [R]
     positions: IntArray  # [R, T]
     targets: IntArray  # [R, T]
     mask: npt.NDArray[np.bool_]  # [R, T]
@@ -133,6 +134,7 @@ def _trained(
     shape = (len(places), math.ceil(most / LENGTH_BUCKET) * LENGTH_BUCKET)
     batch = MicroBatch(
         passes=tuple(passes),
+        record_ids=tuple(record.id for record, _ in places),
         positions=np.zeros(shape, np.int32),
         targets=np.zeros(shape, np.int32),
         mask=np.zeros(shape, np.bool_),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,20 +19,23 @@ from selfplay_ray.errors import ConfigError, TrainingError
 from selfplay_ray.lora import (
     LoRASettings,
     SavedAdapter,
+    adapter_off,
     arrays_by_path,
     attach_lora,
     check_adapter,
     read_adapter,
     write_adapter,
 )
+from selfplay_ray.loss_settings import LossSettings
 from selfplay_ray.models import load_model
 from selfplay_ray.training.batching import plan_step
 from selfplay_ray.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from selfplay_ray.training.forward import choose_forward, vocabulary_size
-from selfplay_ray.training.gradient import StepGradient, step_gradient
+from selfplay_ray.training.gradient import StepLoss, step_gradient
 from selfplay_ray.training.health import TrainMetrics, finite, token_health
-from selfplay_ray.training.loss import Loss, PPOClipLoss
-from selfplay_ray.training.optimizer import make_adamw, read_optimizer, write_optimizer
+from selfplay_ray.training.losses import Objective, make_objective, step_weights
+from selfplay_ray.training.micro_batch import MicroBatch
+from selfplay_ray.training.optimizer import Decay, make_adamw, make_schedule, read_optimizer, write_optimizer
 from selfplay_ray.training.recompute import recompute_layers
 from selfplay_ray.types import TrainingRecord
 
@@ -40,20 +43,38 @@ NONFINITE_LIMIT = 3
 """So many gradients in a row that aren't finite end the run: it would not recover by itself."""
 
 
+_SAME_IN_CONFIG = (
+    "lr",
+    "lr_decay",
+    "warmup_steps",
+    "lr_final",
+    "num_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "micro_token_budget",
+    "grad_checkpoint",
+    "seed",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
     """How the trainer steps.
 
+    ``lr_decay``, ``warmup_steps``, ``lr_final`` and ``num_steps`` make a schedule of ``lr`` (``make_schedule``).
     ``max_grad_norm`` bounds the global norm of the gradient; ``seed`` draws the adapter's first weights.
     ``grad_checkpoint`` computes every layer again in the backward pass: a fraction of the memory, a third more
     time. The rest is as in ``RunConfig``.
     """
 
     lr: float = 3e-4
+    lr_decay: Decay = "constant"
+    warmup_steps: int = 0
+    lr_final: float = 0.0
+    num_steps: int = 100
     weight_decay: float = 0.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
     max_grad_norm: float = 1.0
+    loss: LossSettings = field(default_factory=LossSettings)
     micro_token_budget: int = 4096
     grad_checkpoint: bool = False
     lora: LoRASettings = field(default_factory=LoRASettings)
@@ -62,14 +83,9 @@ class TrainerSettings:
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         return cls(
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            max_grad_norm=config.max_grad_norm,
-            micro_token_budget=config.micro_token_budget,
+            loss=LossSettings(**{one.name: getattr(config, one.name) for one in fields(LossSettings)}),
             lora=LoRASettings(config.lora_rank, config.lora_scale, config.lora_layers),
-            seed=config.seed,
+            **{name: getattr(config, name) for name in _SAME_IN_CONFIG},
         )
 
 
@@ -79,13 +95,26 @@ class Trainer:
     MLX binds arrays and streams to threads: create a trainer and call it in one and the same thread. What it
     hands out, adapters and metrics, is numpy and plain numbers, and may go anywhere.
 
+    An ``objective`` of your own, a function for its policy loss say, takes the place of the settings' one; what a
+    token counts for stays theirs.
+
     Raises:
         ModelError: there is no such model.
+        ConfigError: the settings of the loss, or of the learning rate, contradict each other.
     """
 
-    def __init__(self, model_path: str | Path, settings: TrainerSettings, loss: Loss | None = None) -> None:
+    def __init__(
+        self, model_path: str | Path, settings: TrainerSettings, objective: Objective | None = None
+    ) -> None:
         self.settings = settings
-        self.loss: Loss = loss or PPOClipLoss(settings.clip_low, settings.clip_high)
+        self.objective = objective or make_objective(settings.loss)
+        schedule = make_schedule(
+            settings.lr,
+            decay=settings.lr_decay,
+            warmup=settings.warmup_steps,
+            steps=settings.num_steps,
+            final=settings.lr_final,
+        )
         self.model, _ = load_model(model_path)
         self.forward = choose_forward(self.model)
         self._vocabulary = vocabulary_size(self.model)
@@ -93,7 +122,7 @@ class Trainer:
         if settings.grad_checkpoint:
             recompute_layers(self.model)
         parameters = arrays_by_path(self.model.trainable_parameters())
-        self.optimizer = make_adamw(parameters, settings.lr, settings.weight_decay)
+        self.optimizer = make_adamw(parameters, schedule, settings.weight_decay)
         self._version = 0
         self.nonfinite_in_a_row = 0
 
@@ -109,31 +138,46 @@ class Trainer:
     def train_step(self, records: Sequence[TrainingRecord]) -> TrainMetrics:
         """Take one step on ``records``, whose order doesn't matter, and raise the version by one.
 
-        The loss is the mean over the trained tokens of all records that have a gradient. The version rises also
-        when nothing was trainable, because the run's pace counts versions.
+        Denominators are over the records that have a gradient, all of the step's. The version rises also when
+        there are none, because the run's pace counts versions.
 
         Raises:
             TrainingError: a record can't be trained on, or the third gradient in a row isn't finite.
         """
         started = time.perf_counter()
-        budget, shared = self.settings.micro_token_budget, self.forward.shared
-        plan = plan_step(records, budget, self._vocabulary, shared=shared)
-        gradient = step_gradient(self.model, plan.batches, self.loss, self.forward)
-        grad_norm = self._apply(gradient, plan.tokens_trained) if plan.batches else 0.0
+        plan = plan_step(
+            records,
+            self.settings.micro_token_budget,
+            self._vocabulary,
+            shared=self.forward.shared,
+            every=self.objective.needs_every_record,
+        )
+        weights = step_weights(plan.records, self.settings.loss)
+        loss = StepLoss(self.objective, weights, self._version, self._reference_logprobs)
+        gradient = step_gradient(self.model, plan.batches, loss, self.forward)
+        grad_norm = self._apply(gradient.gradients) if plan.batches else 0.0
         health = token_health(gradient.tokens, self._version)
         self._version += 1
         mx.clear_cache()  # the next step is a rollout away, and an engine on this device can use the memory
         return TrainMetrics(
-            loss=finite(gradient.loss / max(plan.tokens_trained, 1)),
+            loss=finite(gradient.loss),
             grad_norm=finite(grad_norm),
+            lr=float(self.optimizer.learning_rate.item()),
             nonfinite=not math.isfinite(grad_norm),
-            records=plan.records,
+            records=len(plan.records),
             skipped_zero_advantage=plan.skipped,
             tokens_trained=plan.tokens_trained,
             tokens_run=plan.tokens_run,
             seconds=time.perf_counter() - started,
             **asdict(health),
         )
+
+    def _reference_logprobs(self, batch: MicroBatch) -> mx.array:
+        """The base model's."""
+        with adapter_off(self.model):
+            logprobs = self.forward(self.model, batch, gradient=False).logprobs
+            mx.eval(logprobs)
+        return logprobs
 
     def save(self, path: Path, extra: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint to the folder ``path``, atomically; ``extra`` is JSON to keep beside it.
@@ -166,10 +210,9 @@ class Trainer:
         self.nonfinite_in_a_row = checkpoint.counters.get("nonfinite_in_a_row", 0)
         return dict(checkpoint.extra)
 
-    def _apply(self, gradient: StepGradient, tokens: int) -> float:
-        """Divide by the step's tokens, clip, step unless it isn't finite; returns the norm before clipping."""
-        mean = {name: total / tokens for name, total in gradient.gradients.items()}
-        clipped, norm = optim.clip_grad_norm(mean, self.settings.max_grad_norm)
+    def _apply(self, gradients: dict[str, mx.array]) -> float:
+        """Clip, then step unless the gradient isn't finite; returns the norm before clipping."""
+        clipped, norm = optim.clip_grad_norm(gradients, self.settings.max_grad_norm)
         grad_norm = float(norm.item())
         if not math.isfinite(grad_norm):
             self._count_nonfinite()

@@ -15,12 +15,13 @@ from mlx_lm.models import gemma2, gpt2, granite, llama
 
 from selfplay_ray.errors import TrainingError
 from selfplay_ray.lora import LoRASettings, arrays_by_path, attach_lora, read_adapter, write_adapter
+from selfplay_ray.loss_settings import LossSettings
 from selfplay_ray.models import load_model
 from selfplay_ray.training import head, pages
 from selfplay_ray.training.batching import plan_step
 from selfplay_ray.training.forward import PlainForward, TreeForward, choose_forward
-from selfplay_ray.training.gradient import step_gradient
-from selfplay_ray.training.loss import PPOClipLoss
+from selfplay_ray.training.gradient import StepLoss, step_gradient
+from selfplay_ray.training.losses import make_objective
 from selfplay_ray.training.page_cache import PageCache
 
 
@@ -90,7 +91,7 @@ def steps(vocabulary, scale):
 
 def gradients(model, records, vocabulary, forward, budget=10_000):
     plan = plan_step(records, budget, vocabulary, shared=forward.shared)
-    return plan, step_gradient(model, plan.batches, PPOClipLoss(), forward)
+    return plan, step_gradient(model, plan.batches, StepLoss(make_objective(LossSettings())), forward)
 
 
 def assert_equal_gradients(model, records, vocabulary, budget=10_000):

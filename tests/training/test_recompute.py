@@ -13,7 +13,7 @@ from selfplay_ray.lora import LoRASettings, arrays_by_path
 from selfplay_ray.training import pages
 from selfplay_ray.training.batching import plan_step
 from selfplay_ray.training.forward import Forward, PlainForward, TreeForward
-from selfplay_ray.training.gradient import step_gradient
+from selfplay_ray.training.gradient import StepLoss, step_gradient
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 SETTINGS = TrainerSettings(lora=LoRASettings(rank=4))
@@ -42,7 +42,7 @@ def gradient(trainer: Trainer, records, forward: Forward):
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    step = step_gradient(trainer.model, plan.batches, trainer.loss, forward)
+    step = step_gradient(trainer.model, plan.batches, StepLoss(trainer.objective), forward)
     return plan, {n: np.array(g) for n, g in step.gradients.items()}, mx.get_peak_memory() - before
 
 

@@ -12,10 +12,11 @@ import pytest
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import TrainingError
 from selfplay_ray.lora import LoRASettings, arrays_by_path
+from selfplay_ray.loss_settings import LossSettings
 from selfplay_ray.training.batching import plan_step
 from selfplay_ray.training.forward import PlainForward
-from selfplay_ray.training.gradient import step_gradient
-from selfplay_ray.training.loss import LossOutput
+from selfplay_ray.training.gradient import StepLoss, step_gradient
+from selfplay_ray.training.losses import LossInputs, Objective, TokenLosses
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 from selfplay_ray.types import PolicySpan, TrainingRecord
 
@@ -49,9 +50,11 @@ def batch(record) -> list[TrainingRecord]:
 
 
 def test_settings_follow_the_configuration():
-    config = RunConfig(lr=0.1, clip_low=0.3, lora_rank=2, lora_scale=3.0, lora_layers=1, seed=5)
+    config = RunConfig(lr=0.1, clip_low=0.3, lora_rank=2, lora_scale=3.0, lora_layers=1, seed=5, num_steps=7)
     settings = TrainerSettings.from_config(config)
-    assert settings == TrainerSettings(lr=0.1, clip_low=0.3, lora=LoRASettings(2, 3.0, 1), seed=5)
+    assert settings == TrainerSettings(
+        lr=0.1, loss=LossSettings(clip_low=0.3), lora=LoRASettings(2, 3.0, 1), seed=5, num_steps=7
+    )
     assert TrainerSettings.from_config(RunConfig()) == TrainerSettings()
 
 
@@ -149,7 +152,7 @@ def gradient_one_by_one(trainer: Trainer, records: list[TrainingRecord]) -> dict
     total: dict[str, np.ndarray] = {}
     for one in records:
         plan = plan_step([one], 10_000, 50, shared=False)
-        step = step_gradient(trainer.model, plan.batches, trainer.loss, PlainForward())
+        step = step_gradient(trainer.model, plan.batches, StepLoss(trainer.objective), PlainForward())
         total = {name: total.get(name, 0.0) + np.array(value) for name, value in step.gradients.items()}
     tokens = sum(len(one.completion_token_ids) for one in records)
     return {name: value / tokens for name, value in total.items()}
@@ -161,7 +164,7 @@ def test_the_memory_budget_does_not_change_the_gradient(tiny, record, budget, ba
     trainer.train_step([as_sampled(trainer, one) for one in batch(record)])  # B leaves zero
     plan = plan_step(batch(record), budget, 50)
     assert len(plan.batches) == batches
-    step = step_gradient(trainer.model, plan.batches, trainer.loss, trainer.forward)
+    step = step_gradient(trainer.model, plan.batches, StepLoss(trainer.objective), trainer.forward)
     expected = gradient_one_by_one(trainer, batch(record)[:4])
     for name, value in expected.items():
         ours = np.array(step.gradients[name]) / plan.tokens_trained
@@ -194,14 +197,14 @@ def test_the_first_step_is_as_long_as_the_learning_rate(tiny, record):
     assert steps.max() == pytest.approx(SETTINGS.lr, rel=1e-2)
 
 
-def nowhere(logprobs, behaviour_logprobs, advantages, mask):
+def nowhere(inputs: LossInputs) -> TokenLosses:
     """A loss whose gradient isn't finite."""
-    zeros = mx.zeros(logprobs.shape)
-    return LossOutput(mx.log(logprobs - logprobs).sum() * logprobs.sum(), zeros, zeros, zeros)
+    losses = mx.log(inputs.logprobs - inputs.logprobs) * inputs.logprobs
+    return TokenLosses(losses, mx.zeros(losses.shape, mx.bool_))
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied_and_the_third_ends_the_run(tiny, record):
-    trainer = Trainer(tiny, SETTINGS, loss=nowhere)
+    trainer = Trainer(tiny, SETTINGS, objective=Objective(nowhere))
     before = trainer.adapter()
     for _ in range(2):
         metrics = trainer.train_step(batch(record))

@@ -61,6 +61,10 @@ class LossInputs:
             entropies=zeroed(self.entropies),
         )
 
+    def with_reference(self, logprobs: mx.array | None) -> LossInputs:
+        """The same with these ``reference_logprobs``."""
+        return replace(self, reference_logprobs=logprobs)
+
     @property
     def anchor_logprobs(self) -> mx.array:
         """What losses take their ratio to: the proximal policy if there is one, else the behaviour policy."""
@@ -104,12 +108,6 @@ class PolicyLoss(Protocol):
     """A per-token policy loss. What it is given was ``masked``; what it says of masked tokens isn't looked at."""
 
     def __call__(self, inputs: LossInputs) -> TokenLosses: ...
-
-
-class Loss(Protocol):
-    """All that is minimised in a step, over one micro-batch of it."""
-
-    def __call__(self, inputs: LossInputs) -> LossOutput: ...
 
 
 def bounded_exp(log_ratio: mx.array) -> mx.array:

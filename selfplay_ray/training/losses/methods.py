@@ -1,23 +1,20 @@
-"""The published methods by name, with the bounds and the normalization of their papers, and settings to change them."""
+"""The published methods by name, with the bounds and the normalization of their papers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
 
 from selfplay_ray.errors import ConfigError
+from selfplay_ray.loss_settings import LossName, LossSettings, Normalization
 from selfplay_ray.training.losses.inputs import PolicyLoss, TokenLosses
-from selfplay_ray.training.losses.normalization import Normalization, token_weights
-from selfplay_ray.training.losses.objective import KLPlacement, KLTerm, Objective
-from selfplay_ray.training.losses.regularization import KLEstimator
+from selfplay_ray.training.losses.normalization import token_weights
+from selfplay_ray.training.losses.objective import KLTerm, Objective
 from selfplay_ray.training.losses.score_function import cispo, reinforce
 from selfplay_ray.training.losses.trust_region import dppo_tv, gspo, ppo_clip
 from selfplay_ray.types import TrainingRecord
-
-LossName = Literal["ppo_clip", "dppo_tv", "cispo", "gspo", "dr_grpo", "reinforce"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +38,6 @@ LOSSES: Mapping[LossName, Method] = MappingProxyType(
     }
 )
 """DPPO's log² r is no part of its paper: Kimi K2.5's term, added to it with this coefficient by prime-rl."""
-
-
-@dataclass(frozen=True, slots=True)
-class LossSettings:
-    """What a run says about its loss. None leaves it to the method; 0 turns a term off.
-
-    ``max_tokens`` is what constant normalization divides a record by.
-    """
-
-    loss: LossName = "ppo_clip"
-    clip_low: float | None = None
-    clip_high: float | None = None
-    normalization: Normalization | None = None
-    max_tokens: int = 256
-    role_weights: Mapping[str, float] = field(default_factory=dict)
-    truncation: float | None = None
-    log_ratio_coefficient: float | None = None
-    kl_coefficient: float = 0.0
-    kl_estimator: KLEstimator = "k2"
-    kl_placement: KLPlacement = "penalty"
-    kl_importance_weighted: bool = True
-    entropy_coefficient: float = 0.0
 
 
 def make_objective(settings: LossSettings) -> Objective:

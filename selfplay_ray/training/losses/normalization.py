@@ -7,11 +7,9 @@ nothing. A record without a trained token counts in no denominator.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
+from selfplay_ray.loss_settings import Normalization
 from selfplay_ray.types import TrainingRecord
-
-Normalization = Literal["token", "sequence", "constant"]
 
 
 def token_weights(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import mlx.core as mx
 
+from selfplay_ray.loss_settings import KLEstimator, KLPlacement
 from selfplay_ray.training.losses.inputs import LossInputs, LossOutput, PolicyLoss, bounded_exp
 from selfplay_ray.training.losses.regularization import (
-    KLEstimator,
     entropy_bonus,
     kl_estimate,
     kl_penalty,
@@ -17,8 +16,6 @@ from selfplay_ray.training.losses.regularization import (
     log_ratio_penalty,
 )
 from selfplay_ray.training.losses.score_function import truncated_importance_weights
-
-KLPlacement = Literal["penalty", "advantage", "advantage_to_go"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,11 @@ importance ratio with its gradient, which also corrects for tokens drawn by μ (
 
 from __future__ import annotations
 
-from typing import Literal
-
 import mlx.core as mx
 
 from selfplay_ray.errors import TrainingError
+from selfplay_ray.loss_settings import KLEstimator
 from selfplay_ray.training.losses.inputs import LOG_RATIO_BOUND, LossInputs, bounded_exp
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(logprobs: mx.array, other_logprobs: mx.array, estimator: KLEstimator) -> mx.array:

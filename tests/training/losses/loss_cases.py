@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from selfplay_ray.training.losses import Loss, LossInputs, LossOutput
+from selfplay_ray.training.losses import LossInputs, LossOutput
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def value_and_gradient(loss: Loss, case: Case, *, proximal: bool = False) -> tuple[LossOutput, np.ndarray]:
+def value_and_gradient(
+    loss: Callable[[LossInputs], LossOutput], case: Case, *, proximal: bool = False
+) -> tuple[LossOutput, np.ndarray]:
     """What ``loss`` returns for ``case``, and the gradient of its total by logprob."""
 
     def outputs(logprobs: mx.array) -> LossOutput:

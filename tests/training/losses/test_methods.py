@@ -8,15 +8,8 @@ import mlx.core as mx
 import pytest
 
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.training.losses import (
-    LOSSES,
-    LossInputs,
-    LossName,
-    LossSettings,
-    Objective,
-    make_objective,
-    step_weights,
-)
+from selfplay_ray.loss_settings import LossName, LossSettings
+from selfplay_ray.training.losses import LOSSES, LossInputs, Objective, make_objective, step_weights
 
 
 def test_every_name_has_a_method():

@@ -13,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from loss_cases import Case, away_from, cases, slopes, value_and_gradient
 
-from selfplay_ray.training.losses import LOSSES, LossInputs, LossSettings, Objective, make_objective
+from selfplay_ray.loss_settings import LossSettings
+from selfplay_ray.training.losses import LOSSES, LossInputs, Objective, make_objective
 from selfplay_ray.training.losses.score_function import cispo, reinforce, truncated_importance_weights
 from selfplay_ray.training.losses.trust_region import dppo_tv, ppo_clip
 
