@@ -25,10 +25,15 @@ class ProposerSolverConfig(RunConfig):
     """Solvers that attempt each question."""
 
 
+def make_arena(config: ProposerSolverConfig) -> ProposerSolverArena:
+    """What is trained, or evaluated."""
+    return ProposerSolverArena(config.batch_size, config.n_solver_rollouts)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the job with ``argv``, and return its exit code."""
     config = load_config(ProposerSolverConfig, argv, "selfplay train proposer_solver")
-    train(ProposerSolverArena(config.batch_size, config.n_solver_rollouts), config, "proposer_solver")
+    train(make_arena(config), config, "proposer_solver")
     return 0
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import cast
 
 import selfplay_ray
 from selfplay_ray import jobs
 from selfplay_ray.command import Main, run_command
 from selfplay_ray.errors import ConfigError
-
-TRAIN_PREFIX = "train_"
+from selfplay_ray.jobs.by_name import known_tasks, training_job
 
 USAGE = """\
 usage: selfplay train TASK [flags]
@@ -33,12 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_dispatch, argv)
 
 
-def tasks() -> list[str]:
-    """The tasks there are: each is a module ``selfplay_ray.jobs.train_TASK`` with ``main(argv) -> int``."""
-    names = (module.name for module in iter_modules(jobs.__path__))
-    return sorted(name.removeprefix(TRAIN_PREFIX) for name in names if name.startswith(TRAIN_PREFIX))
-
-
 def _dispatch(argv: Sequence[str]) -> int:
     command, *rest = argv or ("--help",)
     match command:
@@ -51,21 +43,17 @@ def _dispatch(argv: Sequence[str]) -> int:
         case "--version":
             sys.stdout.write(f"selfplay-ray {selfplay_ray.__version__}\n")
         case "-h" | "--help":
-            sys.stdout.write(USAGE.format(tasks=", ".join(tasks()) or "none yet"))
+            sys.stdout.write(USAGE.format(tasks=known_tasks()))
         case _:
             raise ConfigError(f"unknown command {command!r}; known: train, bench, serve, --version, --help")
     return 0
 
 
 def _train(argv: Sequence[str]) -> int:
-    known = ", ".join(tasks()) or "none yet"
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(f"usage: selfplay train TASK [flags]\n\ntasks: {known}\n")
+        sys.stdout.write(f"usage: selfplay train TASK [flags]\n\ntasks: {known_tasks()}\n")
         return 0
-    task = argv[0].replace("-", "_")
-    if task not in tasks():
-        raise ConfigError(f"unknown task {argv[0]!r}; known: {known}")
-    return _job(TRAIN_PREFIX + task)(argv[1:])
+    return cast(Main, training_job(argv[0]).main)(argv[1:])
 
 
 def _job(module: str) -> Main:
