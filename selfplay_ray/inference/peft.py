@@ -13,38 +13,57 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from selfplay_ray.atomic_folder import new_folder
 from selfplay_ray.errors import AdapterError
 
 Weights = Mapping[str, np.ndarray]
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 OUR_NAME = re.compile(r"(?P<path>.+)\.lora_(?P<half>[ab])")
 PEFT_NAME = re.compile(r"(?P<path>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
+CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Ways of PEFT's to initialize an adapter that alter the model's own weights, which are then other ones than here."""
+NOT_PLAIN = {
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+}
+"""Settings of PEFT's that make an adapter compute something else, or more, than B A x."""
 NUMPY_TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 
 
 class PeftConfig(BaseModel):
-    """What of PEFT's ``adapter_config.json`` decides what the adapter computes; the rest is ignored."""
+    """What of PEFT's ``adapter_config.json`` decides what the adapter computes."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
+    peft_type: Literal["LORA"] = "LORA"
     r: int
     lora_alpha: float
-    bias: str = "none"
     use_rslora: bool = False
-    use_dora: bool = False
-    lora_bias: bool = False
-    fan_in_fan_out: bool = False
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
-    modules_to_save: list[str] | None = None
+    bias: str = "none"
+    init_lora_weights: bool | str | None = True
 
     @property
     def scale(self) -> float:
@@ -57,24 +76,18 @@ class PeftConfig(BaseModel):
             raise AdapterError(
                 f"the adapter has r={self.r} and lora_alpha={self.lora_alpha}; both must be above 0"
             )
-        asked = {
-            "bias": self.bias != "none",
-            "use_dora": self.use_dora,
-            "lora_bias": self.lora_bias,
-            "fan_in_fan_out": self.fan_in_fan_out,
-            "rank_pattern": bool(self.rank_pattern),
-            "alpha_pattern": bool(self.alpha_pattern),
-            "modules_to_save": bool(self.modules_to_save),
-        }
+        asked = {name: bool(value) for name, value in (self.model_extra or {}).items() if name in NOT_PLAIN}
+        asked["bias"] = self.bias != "none"
+        asked["init_lora_weights"] = str(self.init_lora_weights).startswith(CHANGES_THE_BASE)
         if unsupported := [name for name, is_set in asked.items() if is_set]:
             raise AdapterError(
-                f"the adapter uses PEFT's {', '.join(unsupported)}, which this engine can't compute"
+                f"the adapter uses PEFT's {', '.join(unsupported)}, which is no plain LoRA and can't be computed"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterShape:
-    """The adapter an engine carries: every weight's shape by our name, and the factor on the product."""
+    """The adapter that a model carries: every weight's shape by our name, and the factor on the product."""
 
     shapes: Mapping[str, tuple[int, ...]]
     scale: float
@@ -122,21 +135,51 @@ def is_peft(weights: Weights) -> bool:
     return any(PEFT_NAME.fullmatch(name) for name in weights)
 
 
-def from_peft(weights: Weights, config: PeftConfig, shape: AdapterShape) -> dict[str, np.ndarray]:
+def read_peft(folder: Path) -> tuple[dict[str, np.ndarray], PeftConfig]:
+    """The weights, under PEFT's names, and the configuration in a folder of PEFT's.
+
+    Raises:
+        AdapterError: it holds no adapter, or one that can't be read or computed.
+    """
+    try:
+        config = read_peft_config((folder / CONFIG_FILE).read_bytes())
+        return read_safetensors((folder / WEIGHTS_FILE).read_bytes()), config
+    except OSError as error:
+        if (folder / PICKLED_FILE).exists():
+            raise AdapterError(
+                f"the adapter in {folder} is pickled, and may run code when read; save it with safe_serialization=True"
+            ) from None
+        raise AdapterError(f"there is no adapter in {folder}: {error}") from None
+
+
+def from_peft(
+    weights: Weights, config: PeftConfig, shape: AdapterShape, fresh: Weights | None = None
+) -> dict[str, np.ndarray]:
     """PEFT's weights as those of an adapter of ``shape`` that computes the same.
+
+    Args:
+        fresh: a new adapter of ``shape``, its A random and its B zero, from which layers and ranks that ``weights``
+            lack are taken. Without it both halves are zero there: enough to compute with, but their gradients
+            would be zero for ever.
 
     Raises:
         AdapterError: a name or a shape doesn't fit the model, half of a pair is missing, the rank is too large.
     """
     if config.r > shape.rank:
-        raise AdapterError(f"the adapter has rank {config.r}; this engine was started for rank {shape.rank}")
+        raise AdapterError(
+            f"the adapter has rank {config.r}, and there is only room for {shape.rank}; ask for a LoRA rank of "
+            f"{config.r} or more"
+        )
     found = {_our_name(name, shape): value for name, value in weights.items()}
     for name in found:
         other = name[:-1] + ("b" if name.endswith("a") else "a")
         if other not in found:
             raise AdapterError(f"the adapter has {name!r} without {other!r}")
     factor = np.float32(config.scale / shape.scale)
-    adapter = {name: np.zeros(size, np.float32) for name, size in shape.shapes.items()}
+    adapter = {
+        name: np.zeros(size, np.float32) if fresh is None else np.array(fresh[name], np.float32)
+        for name, size in shape.shapes.items()
+    }
     for name, value in found.items():
         ours = value.T * (factor if name.endswith("b") else np.float32(1))
         adapter[name][_fitting(name, ours, config.r, adapter[name].shape)] = ours
@@ -156,30 +199,34 @@ def to_peft(weights: Weights) -> dict[str, np.ndarray]:
         match = OUR_NAME.fullmatch(name)
         if match is None:
             raise AdapterError(f"{name!r} is no weight of an adapter")
+        if value.ndim != 2:
+            raise AdapterError(
+                f"PEFT has no format for adapters on the experts of a mixture, as {name!r} is one"
+            )
         named[f"{PREFIX}{match['path']}.lora_{match['half'].upper()}.weight"] = np.ascontiguousarray(value.T)
     return named
 
 
-def save_peft(folder: Path, weights: Weights, scale: float, base_model: str) -> None:
+def save_peft(folder: Path, weights: Weights, scale: float, base_model: str | None) -> None:
     """Write ``weights`` as a folder that PEFT and vLLM load; the folder appears whole or not at all.
 
     Raises:
-        AdapterError: there are no weights, or the folder exists already: versions have names of their own.
+        AdapterError: there are no weights, they have no form in PEFT, or the folder exists already: versions have
+            names of their own.
+        OSError: it can't be written.
     """
     named = to_peft(weights)
     if not named:
         raise AdapterError("there are no adapter weights to save")
     if folder.exists():
         raise AdapterError(f"{folder} exists already; an adapter is written once, under a name of its own")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    save_file(named, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
     config = json.dumps(_peft_config(named, scale, base_model), indent=1)
-    (unfinished / CONFIG_FILE).write_text(config, encoding="utf-8")
-    unfinished.rename(folder)
+    with new_folder(folder) as unfinished:
+        (unfinished / WEIGHTS_FILE).write_bytes(save(named, metadata={"format": "pt"}))
+        (unfinished / CONFIG_FILE).write_text(config, encoding="utf-8")
 
 
-def _peft_config(named: Weights, scale: float, base_model: str) -> dict[str, object]:
+def _peft_config(named: Weights, scale: float, base_model: str | None) -> dict[str, object]:
     paths = [match["path"] for name in named if (match := PEFT_NAME.fullmatch(name))]
     rank = next(value.shape[0] for name, value in named.items() if name.endswith("lora_A.weight"))
     return {

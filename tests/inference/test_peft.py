@@ -118,3 +118,8 @@ def test_what_is_no_plain_lora_is_refused_by_name(change: dict[str, object]):
 def test_only_an_adapters_weights_have_names_of_pefts():
     with pytest.raises(AdapterError, match="is no weight of an adapter"):
         peft.to_peft({"model.embed_tokens.weight": np.zeros((2, 2))})
+
+
+def test_adapters_of_experts_have_no_form_in_peft():
+    with pytest.raises(AdapterError, match="no format for adapters on the experts of a mixture"):
+        peft.to_peft({"model.layers.0.mlp.switch_mlp.up_proj.lora_a": np.zeros((2, 4, 8))})
