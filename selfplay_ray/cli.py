@@ -17,12 +17,14 @@ USAGE = """\
 usage: selfplay train TASK [flags]
        selfplay bench [NAME ...] [--json] [--repeats N]
        selfplay serve [--model MODEL] [flags]
+       selfplay export RUN_OR_ADAPTER OUT [--version N] [--fuse] [--model MODEL]
        selfplay --version
 
 train   Train by self-play on TASK: {tasks}.
         selfplay train TASK --help lists its flags, --dry-run shows what they come to.
 bench   Run the benchmarks named, or all of them.
 serve   Serve a model over HTTP, in vLLM's dialect of OpenAI's API.
+export  Write a run's adapter as PEFT does, or with --fuse the model with the adapter in it.
 """
 
 
@@ -40,12 +42,14 @@ def _dispatch(argv: Sequence[str]) -> int:
             return _job("benchmark")(rest)
         case "serve":
             return _job("serve")(rest)
+        case "export":
+            return _job("export")(rest)
         case "--version":
             sys.stdout.write(f"selfplay-ray {selfplay_ray.__version__}\n")
         case "-h" | "--help":
             sys.stdout.write(USAGE.format(tasks=known_tasks()))
         case _:
-            raise ConfigError(f"unknown command {command!r}; known: train, bench, serve, --version, --help")
+            raise ConfigError(f"unknown command {command!r}; known: train, bench, serve, export, --version, --help")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 SelfPlayError
 ├── ConfigError            a configuration file, flag or argument is wrong
-├── ModelError             a model can't be found, fetched or read
+├── ModelError             a model can't be found, fetched, read or written
 │   └── AdapterError       adapter weights don't fit the model they are meant for
 ├── BLASError              no usable BLAS: MLX would be 60 times slower than it need be
 ├── UnknownNameError       a role, episode type or store that was never registered
@@ -38,7 +38,7 @@ class ConfigError(SelfPlayError):
 
 
 class ModelError(SelfPlayError):
-    """A model can't be found, fetched or read."""
+    """A model can't be found, fetched, read or written."""
 
 
 class AdapterError(ModelError):
