@@ -37,6 +37,8 @@ class RunConfig(BaseModel):
     """Factor on the adapter's product."""
     lora_layers: int = Field(-1, ge=-1)
     """How many layers, counted from the last, carry an adapter; -1 is all."""
+    adapter: Path | None = None
+    """Begin with this adapter: a folder of PEFT's, or the file of another run's."""
 
     max_tokens: int = Field(256, ge=1)
     """Most tokens in one completion, for roles that set no bound of their own."""

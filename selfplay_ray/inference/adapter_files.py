@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from mlx import nn
 
 from selfplay_ray.errors import AdapterError
 from selfplay_ray.inference.peft import (
@@ -17,7 +18,7 @@ from selfplay_ray.inference.peft import (
     rescaled,
     to_peft,
 )
-from selfplay_ray.lora import SavedAdapter, load_adapter
+from selfplay_ray.lora import SavedAdapter, load_adapter, read_adapter, write_adapter
 
 
 def read_any_adapter(path: Path, shape: AdapterShape, fresh: Weights | None = None) -> dict[str, np.ndarray]:
@@ -43,6 +44,13 @@ def read_any_adapter(path: Path, shape: AdapterShape, fresh: Weights | None = No
         return _of_a_run(load_adapter(path), shape, fresh)
     except AdapterError as error:
         raise AdapterError(f"the adapter {path} can't be used: {error}") from error
+
+
+def begin_with(model: nn.Module, path: Path, scale: float) -> None:
+    """Give ``model``, whose adapter of ``scale`` is new, the adapter at ``path``; see ``read_any_adapter``."""
+    fresh = read_adapter(model)
+    shape = AdapterShape({name: value.shape for name, value in fresh.items()}, scale)
+    write_adapter(model, read_any_adapter(path, shape, fresh))
 
 
 def _of_a_run(adapter: SavedAdapter, shape: AdapterShape, fresh: Weights | None) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from mlx.utils import tree_unflatten
 
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError, TrainingError
+from selfplay_ray.inference.adapter_files import begin_with
 from selfplay_ray.lora import (
     LoRASettings,
     SavedAdapter,
@@ -53,6 +54,7 @@ _SAME_IN_CONFIG = (
     "max_grad_norm",
     "micro_token_budget",
     "grad_checkpoint",
+    "adapter",
     "seed",
 )
 
@@ -62,7 +64,8 @@ class TrainerSettings:
     """How the trainer steps.
 
     ``lr_decay``, ``warmup_steps``, ``lr_final`` and ``num_steps`` make a schedule of ``lr`` (``make_schedule``).
-    ``max_grad_norm`` bounds the global norm of the gradient; ``seed`` draws the adapter's first weights.
+    ``max_grad_norm`` bounds the global norm of the gradient; ``seed`` draws the adapter's first weights, as far as
+    they aren't those of ``adapter``, which may be of a smaller rank, of another scale and on fewer layers.
     ``grad_checkpoint`` computes every layer again in the backward pass: a fraction of the memory, a third more
     time. The rest is as in ``RunConfig``.
     """
@@ -78,6 +81,7 @@ class TrainerSettings:
     micro_token_budget: int = 4096
     grad_checkpoint: bool = False
     lora: LoRASettings = field(default_factory=LoRASettings)
+    adapter: Path | None = None
     seed: int = 0
 
     @classmethod
@@ -100,6 +104,7 @@ class Trainer:
 
     Raises:
         ModelError: there is no such model.
+        AdapterError: there is no such adapter to begin with, or it doesn't fit.
         ConfigError: the settings of the loss, or of the learning rate, contradict each other.
     """
 
@@ -119,6 +124,8 @@ class Trainer:
         self.forward = choose_forward(self.model)
         self._vocabulary = vocabulary_size(self.model)
         attach_lora(self.model, settings.lora, settings.seed)
+        if settings.adapter is not None:
+            begin_with(self.model, settings.adapter, settings.lora.scale)
         if settings.grad_checkpoint:
             recompute_layers(self.model)
         parameters = arrays_by_path(self.model.trainable_parameters())
