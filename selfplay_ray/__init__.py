@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
     from selfplay_ray.arena import Arena, ArenaStep
     from selfplay_ray.artifacts import Artifact, ArtifactStore
+    from selfplay_ray.bootstrap import Estimate
     from selfplay_ray.command import run_command
     from selfplay_ray.config import RunConfig
     from selfplay_ray.config_sources import load_config
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from selfplay_ray.episode import ChatEpisode, Episode, EpisodeState, MultiTurnEpisode, SingleTurnEpisode
     from selfplay_ray.errors import SelfPlayError
+    from selfplay_ray.evaluation import Comparison, Evaluation, compare, evaluate
     from selfplay_ray.inference.client import EngineClient
     from selfplay_ray.inference.engine import Engine
     from selfplay_ray.inference.openai_client import OpenAIClient
@@ -62,6 +64,7 @@ _MODULES = {
     "actors.spec": ("ActorSpec", "ClusterSpec"),
     "arena": ("Arena", "ArenaStep"),
     "artifacts": ("Artifact", "ArtifactStore"),
+    "bootstrap": ("Estimate",),
     "command": ("run_command",),
     "config": ("RunConfig",),
     "config_sources": ("load_config",),
@@ -76,6 +79,7 @@ _MODULES = {
     ),
     "episode": ("ChatEpisode", "Episode", "EpisodeState", "MultiTurnEpisode", "SingleTurnEpisode"),
     "errors": ("SelfPlayError",),
+    "evaluation": ("Comparison", "Evaluation", "compare", "evaluate"),
     "inference.client": ("EngineClient",),
     "inference.engine": ("Engine",),
     "inference.openai_client": ("OpenAIClient",),
@@ -109,6 +113,7 @@ __all__ = [
     "ArtifactStore",
     "ChatEpisode",
     "ClusterSpec",
+    "Comparison",
     "Completion",
     "ConstantCredit",
     "CreditAssigner",
@@ -118,6 +123,8 @@ __all__ = [
     "EpisodeRequest",
     "EpisodeState",
     "EpisodicRewardCredit",
+    "Estimate",
+    "Evaluation",
     "GRPOCredit",
     "GenerateResult",
     "LocalRuntime",
@@ -147,6 +154,8 @@ __all__ = [
     "WeightPublisher",
     "__version__",
     "apply_credit",
+    "compare",
+    "evaluate",
     "load_config",
     "run_command",
     "simple_training_loop",

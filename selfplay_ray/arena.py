@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from selfplay_ray.artifacts import ArtifactStore
 from selfplay_ray.config import RunConfig
@@ -127,12 +128,8 @@ class Arena:
         self.rng = derive_rng(self.seed, "batch", self._batches)
         requests = [
             replace(request, id=f"b{self._batches:06d}.{index}")
-            for index, request in enumerate(self.get_batch())
+            for index, request in enumerate(self._some_batch())
         ]
-        if not requests:
-            raise ConfigError(
-                f"{type(self).__name__}.get_batch() returned no requests; a batch of 0 trains nothing"
-            )
         if self.batch_size and len(requests) != self.batch_size:
             raise ConfigError(
                 f"{type(self).__name__}.get_batch() returned {len(requests)} requests, but batch_size is "
@@ -142,6 +139,38 @@ class Arena:
             self.episode(request.episode_type)
         self._batches += 1
         return requests
+
+    def get_eval_batch(self, episodes: int) -> Sequence[EpisodeRequest]:
+        """The root requests of an evaluation of about ``episodes`` episodes, the same at every evaluation.
+
+        As it stands, batches as in training, whole ones, with chance of their own. Override it to play what was
+        held out. Chance comes from ``self.rng``; roots of one ``group`` are scored together and taken for one
+        independent observation (:mod:`selfplay_ray.evaluation`), so give those that share a question a group.
+        """
+        requests: list[EpisodeRequest] = []
+        batch = 0
+        while len(requests) < episodes:
+            self.rng = derive_rng(self.seed, "eval", batch)
+            for request in self._some_batch():
+                together = request.group is not None or self.scores_siblings
+                group = group_name(batch, request.group) if together else None
+                requests.append(replace(request, group=group))
+            batch += 1
+        return requests
+
+    def _some_batch(self) -> Sequence[EpisodeRequest]:
+        """What :meth:`get_batch` returns, which is something."""
+        requests = self.get_batch()
+        if not requests:
+            raise ConfigError(
+                f"{type(self).__name__}.get_batch() returned no requests; a batch of 0 trains nothing"
+            )
+        return requests
+
+    @property
+    def scores_siblings(self) -> bool:
+        """Whether what a root is worth may depend on others of its group: :meth:`score_group` is overridden."""
+        return type(self).score_group is not Arena.score_group
 
     def resolve_artifact(self, request: EpisodeRequest) -> EpisodeRequest:
         """A request without an artifact gets one from the store named like its episode type, if there is one."""
@@ -188,7 +217,7 @@ class Arena:
         call = ModelCall(
             messages=_with_system_prompt(messages, role),
             role_id=role_id,
-            temperature=temperature if temperature is not None else (role.temperature if role else 1.0),
+            temperature=_temperature(run, role, temperature),
             max_tokens=max_tokens if max_tokens is not None else (role.max_tokens if role else None),
             seed=seed,
             priority=run.request.depth if run else 0,
@@ -249,6 +278,7 @@ class Arena:
                 request,
                 id=f"{parent.id}/{call}/{index}",
                 is_trainable=request.is_trainable and parent.is_trainable and not run.ended,
+                greedy=request.greedy or parent.greedy,
             )
             for index, request in enumerate(requests)
         ]
@@ -304,6 +334,18 @@ class Arena:
             store.seed = derive_seed(self.seed, name)
         self.max_depth, self.max_fan_out = config.max_depth, config.max_fan_out
 
+    def fork(self) -> Self:
+        """An arena like this one, with the same runtime, for playing beside the batches: stores, counters and
+        baselines are its own, so that nothing it draws or plays moves what this one does next."""
+        fork, runtime = copy.copy(self), self._runtime
+        fork.rng = derive_rng(self.seed, "fork")
+        fork.stores = {
+            name: store.fork(derive_seed(store.seed, "fork")) for name, store in self.stores.items()
+        }
+        fork.credit_assigner = copy.deepcopy(self.credit_assigner)
+        fork._runtime = runtime.serving(fork) if isinstance(runtime, LocalRuntime) else runtime
+        return fork
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep: counters, baselines, stores."""
         return {
@@ -330,6 +372,15 @@ class Arena:
 def group_name(batch: int, group: str | None) -> str:
     """The name under which a root result is credited: unique in the run."""
     return f"batch-{batch:06d}" if group is None else f"batch-{batch:06d}/{group}"
+
+
+def _temperature(run: EpisodeRun | None, role: Role | None, asked: float | None) -> float:
+    """What was asked for, or else the role's own; 0 for a role in a greedy episode."""
+    if role is None:
+        return 1.0 if asked is None else asked
+    if run is not None and run.request.greedy:
+        return 0.0
+    return role.temperature if asked is None else asked
 
 
 def _with_system_prompt(messages: str | Sequence[Message], role: Role | None) -> tuple[Message, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.seeds import derive_rng
@@ -82,6 +83,12 @@ class ArtifactStore:
 
     def sample_one(self, weighted: bool = False, key: str | None = None) -> Artifact:
         return self.sample(1, weighted, key)[0]
+
+    def fork(self, seed: int) -> Self:
+        """A store of the same artifacts that draws by ``seed`` from the beginning, and goes its own way from here."""
+        fork = copy.copy(self)
+        fork.seed, fork._draws, fork._artifacts = seed, 0, dict(self._artifacts)
+        return fork
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep. The artifacts' data must be JSON for that."""

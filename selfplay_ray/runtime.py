@@ -63,6 +63,10 @@ class LocalRuntime:
         self.client = client
         self._judge = judge or client
 
+    def serving(self, arena: Arena) -> LocalRuntime:
+        """The same for another arena."""
+        return LocalRuntime(arena, self.client, self._judge)
+
     async def complete(self, call: ModelCall) -> Completion:
         return await (self._judge if call.role_id is None else self.client).complete(call)
 

@@ -224,7 +224,8 @@ class EpisodeRequest:
 
     ``artifact`` None lets the arena choose one (``Arena.resolve_artifact``). Siblings of one ``group`` are
     compared with each other; without a group, all children of one parent are, and all roots of one batch.
-    Nothing below a request with ``is_trainable=False`` is trained on, or moves a baseline.
+    Nothing below a request with ``is_trainable=False`` is trained on, or moves a baseline. In and below a
+    ``greedy`` one every role speaks at temperature 0, which no trainable one may.
     ``id`` is given by whoever schedules it.
     """
 
@@ -234,6 +235,7 @@ class EpisodeRequest:
     is_trainable: bool = True
     group: str | None = None
     id: str = ""
+    greedy: bool = False
 
     @property
     def depth(self) -> int:

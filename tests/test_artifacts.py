@@ -75,6 +75,19 @@ def test_the_same_key_draws_the_same_and_leaves_other_draws_alone():
     assert filled(*letters, seed=1).sample(9, key="r/0/1") != one.sample(9, key="r/0/1")
 
 
+def test_a_fork_draws_by_its_own_seed_and_goes_its_own_way():
+    store = filled(*"abcdefgh", seed=1)
+    drawn = filled(*"abcdefgh", seed=1).sample(20)
+    fork = store.fork(2)
+    fork.sample(20)
+    fork.add(Artifact("new", "new"))
+    assert store.sample(20) == drawn
+    assert names(store) == list("abcdefgh")
+    store.add(Artifact("later", "later"))
+    assert [artifact.id for artifact in fork] == [*"abcdefgh", "new"]
+    assert filled(*"abcdefgh", seed=1).fork(2).sample(20) == filled(*"abcdefgh", seed=2).sample(20)
+
+
 def test_a_store_goes_on_after_json_as_it_would_have():
     store = filled("a", "b", "c", "d", max_size=4, seed=3)
     store.add(Artifact("e", {"n": [1, 2.5, None]}, 0.5))

@@ -115,6 +115,12 @@ class ProposerSolverArena(Arena):
     def get_batch(self) -> list[EpisodeRequest]:
         return [EpisodeRequest("propose", [self.example() for _ in range(3)]) for _ in range(self.batch_size)]
 
+    def get_eval_batch(self, episodes: int) -> list[EpisodeRequest]:
+        """Scored in pairs: the share of the others that asked the same has one and the same mean in groups of any
+        size, and every pair is independent of the next."""
+        shown = [[self.example() for _ in range(3)] for _ in range(episodes + episodes % 2)]
+        return [EpisodeRequest("propose", three, group=f"pair-{i // 2}") for i, three in enumerate(shown)]
+
     def example(self) -> str:
         """What a Proposer is shown: a sum, of one-digit numbers or of larger ones."""
         largest = self.rng.choice((9, 9, 30, 99))

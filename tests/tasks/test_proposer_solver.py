@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import pytest
 
 from selfplay_ray.config import RunConfig
-from selfplay_ray.tasks.proposer_solver import ProposerSolverArena, Question, proposer_reward, solver_reward
+from selfplay_ray.evaluation import evaluate
+from selfplay_ray.tasks.proposer_solver import (
+    DUPLICATE_PENALTY,
+    ProposerSolverArena,
+    Question,
+    proposer_reward,
+    solver_reward,
+)
 from selfplay_ray.testing import MockInferenceClient
 from selfplay_ray.types import (
     Completion,
@@ -221,3 +228,13 @@ async def test_siblings_are_compared_and_a_role_with_its_own():
     solvers = [child.rollout.advantages["Solver"] for child in step.results[0].children]
     assert solvers == pytest.approx([0.675 / 0.38981, *[-0.225 / 0.38981] * 3], rel=1e-4)
     assert [child.rollout.advantages["Solver"] for child in step.results[1].children] == [0.0] * 4
+
+
+async def test_an_evaluation_scores_proposers_in_pairs():
+    """All ask the same: the share of the others that did is 1, in a pair as in a batch of any size."""
+    evaluation = await evaluate(arena("3 + 4"), 5)
+    assert len(evaluation.results) == 6
+    assert evaluation.metrics["duplicates/Proposer"].mean == 1.0
+    assert evaluation.rewards["Proposer"].mean == 0.0 - DUPLICATE_PENALTY  # 3 + 4 is no answer: none passed
+    assert (evaluation.rewards["Proposer"].clusters, evaluation.rewards["Solver"].clusters) == (3, 3)
+    assert len({tuple(tree.rollout.artifact) for tree in evaluation.results}) == 6
