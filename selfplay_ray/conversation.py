@@ -56,9 +56,7 @@ class Conversations:
             if item.speaker != role_id
         ]
         self._heard[role_id] = len(self._transcript)
-        view.append(
-            Message(role="user", content="\n\n".join([*news, *([observation] if observation else [])]))
-        )
+        view.append(Message(role="user", content="\n\n".join(filter(None, [*news, observation]))))
         return list(view)
 
     def _beginning(self, role_id: str) -> list[Message]:

@@ -165,7 +165,7 @@ class ChatEpisode(Episode):
         return ""
 
     def format_heard(self, speaker: str, text: str, listener: str) -> str:
-        """How ``listener`` reads what ``speaker`` said."""
+        """How ``listener`` reads what ``speaker`` said; empty for not at all."""
         return f"{speaker}: {text}"
 
     async def rollout(self, arena: Arena, artifact: Any, state: EpisodeState) -> EpisodeState:

@@ -46,6 +46,13 @@ def test_a_role_hears_what_is_new_to_it_in_order_and_its_observation_last():
     ]
 
 
+def test_what_is_heard_as_nothing_leaves_no_gap():
+    talk = Conversations({name: Role(name) for name in "AB"}, lambda speaker, text, listener: "")
+    talk.messages_for("A", "your move")
+    talk.said("A", "a thought, and a move")
+    assert talk.messages_for("B", "A has moved") == [user("A has moved")]
+
+
 def test_a_role_that_speaks_twice_does_not_hear_itself():
     talk = conversations(A="")
     talk.announce("start")
