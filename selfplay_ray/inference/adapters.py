@@ -18,9 +18,9 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
-from selfplay_ray.errors import AdapterError, UnknownNameError
+from selfplay_ray.errors import AdapterError, InferenceError, UnknownNameError
 from selfplay_ray.inference.requests import LIVE
-from selfplay_ray.lora import LoRASettings, attach_lora, check_shapes, read_adapter
+from selfplay_ray.lora import LoRASettings, attach_lora, check_shapes, read_adapter, write_adapter
 
 Factors = dict[str, tuple[mx.array, mx.array]]
 """A [in, r] and B [r, out] of every adapted layer, by its path (of experts: [E, r, in] and [E, out, r])."""
@@ -55,7 +55,17 @@ class Adapted(nn.Module):
     def __init__(self, linear: nn.Module, path: str, scale: float, selection: Selection) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.linear = linear
-        self._path, self._scale, self._selection = path, scale, selection
+        self._path, self.scale, self._selection = path, scale, selection
+
+    @property
+    def factors(self) -> tuple[mx.array, mx.array] | None:
+        """A and B of the next forward pass, if it has any here."""
+        return self._selection.factors.get(self._path)
+
+    @property
+    def own(self) -> mx.array | None:
+        """The part of the rank that is each row's own, where rows differ."""
+        return self._selection.own
 
 
 class AdaptedLinear(Adapted):
@@ -63,14 +73,14 @@ class AdaptedLinear(Adapted):
 
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = self.linear(x)
-        if self._path not in self._selection.factors:
+        if self.factors is None:
             return y
-        a, b = self._selection.factors[self._path]
+        a, b = self.factors
         z = x @ a
-        if self._selection.own is not None:
+        if self.own is not None:
             # Not a product: where one adapter overflows, infinity times zero would be no number for the others.
-            z = mx.where(_per_row(self._selection.own, z) > 0, z, 0.0)
-        return y + (self._scale * (z @ b)).astype(x.dtype)
+            z = mx.where(_per_row(self.own, z) > 0, z, 0.0)
+        return y + (self.scale * (z @ b)).astype(x.dtype)
 
 
 class AdaptedExperts(Adapted):
@@ -78,18 +88,19 @@ class AdaptedExperts(Adapted):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         y: mx.array = self.linear(x, indices, sorted_indices=sorted_indices)
-        if self._path not in self._selection.factors:
+        if self.factors is None:
             return y
         z = x
-        for factor in self._selection.factors[self._path]:
+        for factor in self.factors:
             z = mx.gather_mm(z, factor.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_indices)
-        return y + (self._scale * z).astype(x.dtype)
+        return y + (self.scale * z).astype(x.dtype)
 
 
 class Adapters:
     """The adapters loaded on ``model``, by name; the base model under None. Single-threaded but for ``find``.
 
-    With ``settings`` None the model takes none, and ``LIVE`` is the base model.
+    With ``settings`` None the model takes none, and ``LIVE`` is the base model. With a rank of 0 ``LIVE`` is all the
+    model's own weights, so that there is neither another adapter nor, once they have changed, a base model.
     """
 
     def __init__(self, model: nn.Module, settings: LoRASettings | None, max_adapters: int) -> None:
@@ -100,10 +111,12 @@ class Adapters:
         self._by_name: dict[str, Adapter] = {LIVE: Adapter(LIVE)}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.can_mix = True
+        self._whole: nn.Module | None = None
         if settings is not None:
             attach_lora(model, settings, seed=0)
             self.shapes = {name: weight.shape for name, weight in read_adapter(model).items()}
             self._replace_layers(model)
+            self._whole = None if settings.rank else model
 
     @property
     def versions(self) -> dict[str, int]:
@@ -116,7 +129,13 @@ class Adapters:
         return [name for name, adapter in self._by_name.items() if adapter.factors]
 
     def find(self, name: str | None) -> Adapter:
-        """Raises UnknownNameError if no adapter of that name is loaded. May be called in any thread."""
+        """Raises UnknownNameError if no adapter of that name is loaded, InferenceError if the base model isn't there
+        any more. May be called in any thread."""
+        if name is None and self._whole is not None:
+            raise InferenceError(
+                "this engine trains all weights of its model (lora_rank 0) and can't answer as the base model; let "
+                "judges do that (judges 1 or more)"
+            )
         adapter = self.base if name is None else self._by_name.get(name)
         if adapter is None:
             raise UnknownNameError("adapter", str(name), self._by_name)
@@ -127,6 +146,8 @@ class Adapters:
         with np.errstate(over="ignore"):
             single = {key: weight.astype(np.float32) for key, weight in weights.items()}
         check_shapes(self.shapes, single)  # not before: what is finite in float64 may not be in float32
+        if self._whole is not None:
+            return self._load_whole(self._whole, name, single, version)
         loaded = [other for other in self.loaded if other != LIVE]  # which has a place of its own
         if name not in (LIVE, *loaded) and len(loaded) >= self._max_adapters:
             raise AdapterError(
@@ -142,12 +163,30 @@ class Adapters:
         self._by_name = {**self._by_name, name: adapter}
         return adapter
 
+    def _load_whole(
+        self, model: nn.Module, name: str, weights: Mapping[str, np.ndarray], version: int
+    ) -> Adapter:
+        if name != LIVE:
+            raise AdapterError(
+                f"there is no room for adapter {name!r}: this engine trains all weights of its model (lora_rank 0)"
+            )
+        write_adapter(model, weights)
+        adapter = self._by_name[LIVE]
+        adapter.version = version
+        adapter.changes += 1
+        return adapter
+
     def unload(self, name: str) -> Adapter:
         """Forget the adapter, but for the rows that hold on to it; of ``LIVE`` only the weights.
 
         Raises:
             UnknownNameError: it isn't loaded.
+            AdapterError: it is all weights of the model.
         """
+        if self._whole is not None:
+            raise AdapterError(
+                "this engine trains all weights of its model (lora_rank 0): nothing is left without them"
+            )
         adapter = self.find(name)
         rest = {other: kept for other, kept in self._by_name.items() if other != name}
         self._by_name = {LIVE: Adapter(LIVE), **rest} if name == LIVE else rest
