@@ -34,8 +34,9 @@ def _export(found: RunAdapter, model: str | None, out: Path, *, fuse: bool) -> N
 
     adapter = load_adapter(found.path)
     settings = adapter.settings
-    what = f"version {adapter.version} (rank {settings.rank}, scale {settings.scale:g})"
-    if not fuse:
+    how = f"rank {settings.rank}, scale {settings.scale:g}" if settings.rank else "all weights"
+    what = f"version {adapter.version} ({how})"
+    if settings.rank and not fuse:
         export_peft(adapter, out, model)
         sys.stdout.write(f"{what} is in {out}, a LoRA adapter in PEFT's format\n")
         return
@@ -50,7 +51,8 @@ def _export(found: RunAdapter, model: str | None, out: Path, *, fuse: bool) -> N
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = SentenceParser(
         prog="selfplay export",
-        description="Write a run's adapter as PEFT does, or with --fuse the whole model with the adapter in it.",
+        description="Write a run's adapter as PEFT does, or with --fuse (and where all weights were trained) the "
+        "whole model.",
         allow_abbrev=False,
     )
     parser.add_argument(

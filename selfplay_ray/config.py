@@ -31,8 +31,8 @@ class RunConfig(BaseModel):
 
     model_path: str = "smollm2-135m"
     """The model: `smollm2-135m`, a local folder, or a hub id, as mlx-lm takes them."""
-    lora_rank: int = Field(8, ge=1)
-    """Rank of the adapter on every linear layer."""
+    lora_rank: int = Field(8, ge=0)
+    """Rank of the adapter on every linear layer; 0: none, all weights of the model are trained."""
     lora_scale: float = Field(4.0, gt=0)
     """Factor on the adapter's product."""
     lora_layers: int = Field(-1, ge=-1)
@@ -139,4 +139,6 @@ class RunConfig(BaseModel):
     def _check_that_something_samples(self) -> Self:
         if self.engines + len(self.endpoints) < 1:
             raise ValueError("nothing samples with engines = 0 and no endpoints; give 1 or more of either")
+        if self.endpoints and not self.lora_rank:
+            raise ValueError("endpoints take adapters; with lora_rank = 0, where all weights are trained, give none")
         return self

@@ -14,16 +14,14 @@ from typing import Any
 from mlx import nn
 from mlx.utils import tree_unflatten
 from mlx_lm import utils as mlx_lm
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
 from selfplay_ray.atomic_folder import new_folder
-from selfplay_ray.errors import ConfigError, ModelError
+from selfplay_ray.errors import AdapterError, ConfigError, ModelError
 from selfplay_ray.inference.peft import save_peft
-from selfplay_ray.lora import SavedAdapter, attach_lora, write_adapter
+from selfplay_ray.lora import SavedAdapter, attach_lora, is_quantized, write_adapter
 from selfplay_ray.models import SMOLLM2, resolve_model
 
-QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 BESIDE_THE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 WRITTEN_ANEW = ("config.json", "model.safetensors.index.json")
 
@@ -33,10 +31,14 @@ def export_peft(adapter: SavedAdapter, out: Path, model: str | None = None) -> N
 
     Raises:
         ConfigError: ``out`` exists already.
-        AdapterError: PEFT has no form for it.
+        AdapterError: PEFT has no form for it: it is of experts, or all weights of a model.
         ModelError: ``out`` can't be written; nothing of it is left.
     """
     _check_new(out)
+    if not adapter.settings.rank:
+        raise AdapterError(
+            "all weights of the model were trained, which no adapter holds; export the whole model"
+        )
     base = None if model is None else _name_for_others(model)
     with _writing(out):
         save_peft(out, adapter.weights, adapter.settings.scale, base)
@@ -46,7 +48,7 @@ def export_fused(adapter: SavedAdapter, out: Path, model: str) -> None:
     """Write ``model`` with ``adapter`` added to its weights, W + scale · (A B)ᵀ, to the new folder ``out``.
 
     Weights keep the model's type. A quantized model is dequantized, in all its layers: quantizing the sum again
-    would round most of the adapter away.
+    would round most of the adapter away. Where all weights were trained (rank 0), they take the place of the model's.
 
     Raises:
         ConfigError: ``out`` exists already.
@@ -62,13 +64,10 @@ def export_fused(adapter: SavedAdapter, out: Path, model: str) -> None:
     if is_quantized(network):
         network = mlx_lm.dequantize_model(network)
         config = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    if not adapter.settings.rank:
+        config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
     with _writing(out), new_folder(out) as unfinished:
         _save(network, config, folder, unfinished)
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether any layer is."""
-    return any(isinstance(module, QUANTIZED) for module in model.modules())
 
 
 def _fuse(model: nn.Module) -> None:

@@ -1,4 +1,5 @@
-"""The adapter: low-rank weights beside every linear layer of a frozen model; their way in, out and to disk.
+"""The weights that are trained: an adapter's, low-rank ones beside every linear layer of a frozen model, or with a
+rank of 0 all of the model's own; their way in, out and to disk.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685, eq. 3): h = W x + scale · B A x, W frozen, A random, B zero at first.
 Adapter weights travel as numpy arrays, keyed by the parameter's path in the model,
@@ -24,14 +25,17 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from selfplay_ray.errors import AdapterError, ConfigError
 
 LINEAR_LAYERS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+QUANTIZED_LAYERS = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 
 
 @dataclass(frozen=True, slots=True)
 class LoRASettings:
     """``rank`` of the adapter, ``scale`` on its product, ``layers`` that carry it (from the last; -1: all).
 
+    Rank 0 is no adapter: all weights of the model are trained in its place, in full precision.
+
     Raises:
-        ConfigError: a rank below 1, a scale that isn't positive, or no layers at all.
+        ConfigError: a rank below 0, a scale that isn't positive, or no layers at all.
     """
 
     rank: int = 8
@@ -39,8 +43,10 @@ class LoRASettings:
     layers: int = -1
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"a LoRA rank of {self.rank} is none; it must be at least 1")
+        if self.rank < 0:
+            raise ConfigError(
+                f"a LoRA rank of {self.rank} is none; it must be at least 1, or 0 to train all weights"
+            )
         if not self.scale > 0:
             raise ConfigError(f"a LoRA scale of {self.scale} switches the adapter off; it must be above 0")
         if self.layers == 0 or self.layers < -1:
@@ -60,13 +66,18 @@ def attach_lora(model: nn.Module, settings: LoRASettings, seed: int) -> None:
     """Freeze ``model`` and put an adapter beside every linear layer of its last ``settings.layers`` blocks.
 
     Works for plain and quantized layers. A is uniform in ±1/√inputs, drawn from ``seed`` alone, B is zero, so
-    that the model computes what it did before; this thread's random state is left as it was.
+    that the model computes what it did before; this thread's random state is left as it was. Of rank 0 it is nothing,
+    and the model is neither frozen nor computes in less than float32.
 
     Raises:
-        AdapterError: the model carries an adapter already, or has no linear layer to put one on.
+        AdapterError: the model carries an adapter already, has no linear layer to put one on, or is quantized and of
+            rank 0.
     """
-    if _adapter_parameters(model):
+    if any("lora_a" in module for module in model.modules()):
         raise AdapterError("the model carries an adapter already; load it afresh to attach another")
+    if settings.rank == 0:
+        _train_all_weights(model)
+        return
     keys = _linear_layer_names(model)
     if not keys:
         raise AdapterError(f"{type(model).__name__} has no linear layer in its blocks to put an adapter on")
@@ -79,13 +90,13 @@ def attach_lora(model: nn.Module, settings: LoRASettings, seed: int) -> None:
 
 
 def read_adapter(model: nn.Module) -> dict[str, np.ndarray]:
-    """Copy the adapter out of the model, float32, by parameter path; empty for a model without one."""
-    return {name: np.array(value.astype(mx.float32)) for name, value in _adapter_parameters(model).items()}
+    """Copy the adapter out of the model, float32, by parameter path; all weights of a model without one."""
+    return {name: np.array(value.astype(mx.float32)) for name, value in _policy_parameters(model).items()}
 
 
 def check_adapter(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Raise AdapterError, in one sentence, unless ``weights`` are exactly what ``write_adapter`` may set."""
-    check_shapes({name: value.shape for name, value in _adapter_parameters(model).items()}, weights)
+    check_shapes({name: value.shape for name, value in _policy_parameters(model).items()}, weights)
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, np.ndarray]) -> None:
@@ -112,7 +123,7 @@ def write_adapter(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     Call it in the thread that owns the model.
     """
     check_adapter(model, weights)
-    parameters = _adapter_parameters(model)
+    parameters = _policy_parameters(model)
     arrays = [(name, mx.array(weights[name], dtype=old.dtype)) for name, old in parameters.items()]
     mx.eval([array for _, array in arrays])
     model.update(tree_unflatten(arrays))
@@ -165,15 +176,28 @@ def load_adapter(path: Path) -> SavedAdapter:
         raise AdapterError(f"{path} is no adapter saved by selfplay-ray, or is torn: {error}") from error
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any layer is."""
+    return any(isinstance(module, QUANTIZED_LAYERS) for module in model.modules())
+
+
 def arrays_by_path(tree: Mapping[str, object]) -> dict[str, mx.array]:
     """The leaves of a nest of parameters, gradients or optimizer state, by dotted path, in its order."""
     return cast("dict[str, mx.array]", tree_flatten(tree, destination={}))
 
 
-def _adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
-    """The adapter's parameters by path, in the model's order."""
-    parameters = arrays_by_path(model.parameters())
-    return {name: value for name, value in parameters.items() if name.endswith((".lora_a", ".lora_b"))}
+def _train_all_weights(model: nn.Module) -> None:
+    if is_quantized(model):
+        raise AdapterError(
+            f"{type(model).__name__} is quantized, and such weights can't be trained; train an adapter on them (a LoRA "
+            "rank of 1 or more), or take a model that isn't"
+        )
+    model.set_dtype(mx.float32)
+
+
+def _policy_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """What is trained, by path, in the model's order."""
+    return arrays_by_path(model.trainable_parameters())
 
 
 def _linear_layer_names(model: nn.Module) -> set[str]:

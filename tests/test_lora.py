@@ -127,7 +127,7 @@ def test_attaching_twice_is_refused(model):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 0}, {"scale": 0.0}, {"scale": float("nan")}, {"layers": 0}, {"layers": -2}]
+    "wrong", [{"rank": -1}, {"scale": 0.0}, {"scale": float("nan")}, {"layers": 0}, {"layers": -2}]
 )
 def test_senseless_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match="LoRA"):
@@ -183,10 +183,20 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_set(model, spoil, me
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_a_model_without_an_adapter_says_so():
-    assert read_adapter(llama()) == {}
+def test_of_a_model_without_an_adapter_all_weights_are_the_policys():
+    whole = llama()
+    attach_lora(whole, LoRASettings(rank=0), seed=0)
+    assert read_adapter(whole).keys() == arrays_by_path(whole.parameters()).keys()
+    changed = {name: value + 1 for name, value in read_adapter(whole).items()}
+    write_adapter(whole, changed)
+    assert all(np.array_equal(value, changed[name]) for name, value in read_adapter(whole).items())
+
+
+def test_a_model_that_takes_no_weights_says_so():
+    frozen = llama()
+    frozen.freeze()
     with pytest.raises(AdapterError, match="attach_lora"):
-        check_adapter(llama(), {})
+        check_adapter(frozen, {})
 
 
 def test_a_saved_adapter_comes_back_bit_for_bit(model, tmp_path):

@@ -94,7 +94,7 @@ class AdapterShape:
 
     @property
     def rank(self) -> int:
-        return next(shape[-1] for name, shape in self.shapes.items() if name.endswith(".lora_a"))
+        return next((shape[-1] for name, shape in self.shapes.items() if name.endswith(".lora_a")), 0)
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:

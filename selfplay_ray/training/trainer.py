@@ -94,7 +94,7 @@ class TrainerSettings:
 
 
 class Trainer:
-    """Trains an adapter on a frozen model, with AdamW on clipped gradients.
+    """Trains an adapter on a frozen model, or with a LoRA rank of 0 the model itself, with AdamW on clipped gradients.
 
     MLX binds arrays and streams to threads: create a trainer and call it in one and the same thread. What it
     hands out, adapters and metrics, is numpy and plain numbers, and may go anywhere.
@@ -113,6 +113,11 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.objective = objective or make_objective(settings.loss)
+        if self.objective.needs_reference and not settings.lora.rank:
+            raise ConfigError(
+                "with all weights trained (lora_rank 0) there is no base model to stay close to; "
+                "set kl_coefficient to 0, or train an adapter"
+            )
         schedule = make_schedule(
             settings.lr,
             decay=settings.lr_decay,
@@ -139,7 +144,7 @@ class Trainer:
         return self._version
 
     def adapter(self) -> dict[str, np.ndarray]:
-        """A copy of the adapter's weights, float32, by parameter path."""
+        """A copy of the adapter's weights (of rank 0: of all weights), float32, by parameter path."""
         return read_adapter(self.model)
 
     def train_step(self, records: Sequence[TrainingRecord]) -> TrainMetrics:

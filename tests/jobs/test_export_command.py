@@ -55,7 +55,7 @@ def test_a_whole_model_of_another_version(run: RunLog, tiny: Path, tmp_path: Pat
     line = said(capsys, 0, run.folder, out, "--version", 1, "--fuse")
     assert line == f"{tiny} with version 1 (rank 2, scale 4) is in {out}, a whole model"
     model, _ = mlx_lm.load(str(out))
-    assert read_adapter(model) == {}
+    assert not any(name.endswith(("lora_a", "lora_b")) for name in read_adapter(model))
 
 
 def test_a_file_lies_in_its_run_or_is_told_its_model(run: RunLog, tiny: Path, tmp_path: Path, capsys):
