@@ -13,7 +13,8 @@ from ray import cloudpickle
 
 from selfplay_ray.credit import GRPOCredit, RAECredit
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.integrations.textarena import Game, GameRecord, TextArenaArena, last_bracketed, whole_text
+from selfplay_ray.integrations.textarena import GameRecord, TextArenaArena, last_bracketed, whole_text
+from selfplay_ray.integrations.textarena_game import Chance, Game
 from selfplay_ray.runtime import LocalRuntime
 from selfplay_ray.testing import MockInferenceClient
 from selfplay_ray.types import GenerateResult, Rollout
@@ -207,13 +208,21 @@ async def test_nobody_elses_chance_is_touched():
     assert global_states() == before
 
 
-async def test_a_game_that_draws_from_numpy_has_its_own_numpy():
-    game = Game(TIC_TAC_TOE, 2, seed=1)
+def test_a_chance_of_ones_own_goes_on_where_it_was_and_leaves_no_trace():
+    chance, before, drawn = Chance(1), global_states(), []
+    for _ in range(2):
+        with chance.in_place():
+            drawn.append((random.random(), np.random.random()))
+        assert global_states() == before
+    python, numpy = random.Random(1), np.random.RandomState(1)
+    assert drawn == [(python.random(), numpy.random()) for _ in range(2)]
+
+
+def test_a_game_that_raises_leaves_no_trace_either():
     before = global_states()
-    with game._chance.in_place():
-        inside = np.random.random(3).tolist()
+    with pytest.raises(ConfigError):
+        Game(NUMBER, 2, seed=1)
     assert global_states() == before
-    assert inside == np.random.RandomState(1).random(3).tolist()
 
 
 async def test_games_that_are_played_at_once_deal_as_they_would_alone():
