@@ -100,7 +100,8 @@ class Adapters:
     """The adapters loaded on ``model``, by name; the base model under None. Single-threaded but for ``find``.
 
     With ``settings`` None the model takes none, and ``LIVE`` is the base model. With a rank of 0 ``LIVE`` is all the
-    model's own weights, so that there is neither another adapter nor, once they have changed, a base model.
+    model's own weights, so that there is neither another adapter nor, once they have changed, a base model; and who
+    keeps arrays of the model's (``np.asarray(layer.weight)``) must take them anew when ``changes`` of ``LIVE`` rises.
     """
 
     def __init__(self, model: nn.Module, settings: LoRASettings | None, max_adapters: int) -> None:
