@@ -181,7 +181,7 @@ class TextArenaEpisode(ChatEpisode):
         play.moves[role] += 1
         play.legal[role] += legal
         play.unreadable[role] += move is None
-        play.truncated = play.game.done and play.game.limit_reached
+        play.truncated = play.game.limit_reached
         return ""
 
     def is_done(self, artifact: int | None, state: EpisodeState) -> bool:

@@ -105,6 +105,15 @@ async def test_an_illegal_move_is_a_forfeit_and_pays_nobody(answer: str, unreada
     assert rollout.metrics["lost/Player 1"] == rollout.metrics["won/Player 0"] == 0.0
 
 
+async def test_an_answer_without_a_move_is_not_legal_where_the_game_takes_any():
+    """Before they decide, prisoners talk: saying nothing is fine with the game."""
+    answers = ("no brackets", "[let us cooperate]", "[defect]", "[cooperate]")
+    rollout = (await played("IteratedPrisonersDilemma-v0", *answers, options={"num_rounds": 1})).rollout
+    assert record(rollout).legal == {"Player 0": 1, "Player 1": 2}
+    assert record(rollout).unreadable == {"Player 0": 1, "Player 1": 0}
+    assert record(rollout).ending("Player 0") == "won"
+
+
 async def test_who_never_moved_is_not_judged_for_legality():
     rollout = (await played(TIC_TAC_TOE, "?")).rollout
     assert rollout.rewards == {"Player 0": -1.0, "Player 1": 0.0}
