@@ -45,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = SentenceParser(prog="learning_curves.py", description=__doc__, allow_abbrev=False)
+    about = (
+        "Train tasks from several seeds, and keep their learning curves: a table each, and a picture of all."
+    )
+    parser = SentenceParser(prog="learning_curves.py", description=about, allow_abbrev=False)
     add = parser.add_argument
     add("--tasks", nargs="+", default=[], metavar="TASK", help="What to train, as `selfplay train` names it.")
     add(

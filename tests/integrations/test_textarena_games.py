@@ -273,6 +273,15 @@ def test_players_of_two_are_compared_with_their_past_and_those_of_one_with_their
     assert batch[4].group == batch[5].group != batch[0].group
 
 
+async def test_a_players_baseline_is_its_own_past():
+    """Player 0 wins twice, 1.5 and -0.5 each time: against a baseline of 0 at first, then against just that."""
+    game = ("[0]", "[3]", "[1]", "[4]", "[2]")
+    arena = TextArenaArena(1, TIC_TAC_TOE, 2, client=scripted(game * 2))
+    first, second = [(await arena.step()).results[0].rollout for _ in range(2)]
+    assert first.advantages == pytest.approx({"Player 0": 1.5, "Player 1": -0.5})
+    assert second.advantages == pytest.approx({"Player 0": 0.0, "Player 1": 0.0})
+
+
 def test_an_arena_travels_though_a_game_does_not():
     """Games are begun where they are played."""
     arena = cloudpickle.loads(cloudpickle.dumps(TextArenaArena(4, KUHN, 2, options={"max_rounds": 1})))
