@@ -15,6 +15,7 @@ from selfplay_ray.jobs.by_name import known_tasks, training_job
 
 USAGE = """\
 usage: selfplay train TASK [flags]
+       selfplay eval TASK [--run RUN] [flags]
        selfplay bench [NAME ...] [--json] [--repeats N]
        selfplay serve [--model MODEL] [flags]
        selfplay export RUN_OR_ADAPTER OUT [--version N] [--fuse] [--model MODEL]
@@ -22,6 +23,7 @@ usage: selfplay train TASK [flags]
 
 train   Train by self-play on TASK: {tasks}.
         selfplay train TASK --help lists its flags, --dry-run shows what they come to.
+eval    Say by how much a run's adapter is better at TASK than the base model, or than another adapter.
 bench   Run the benchmarks named, or all of them.
 serve   Serve a model over HTTP, in vLLM's dialect of OpenAI's API.
 export  Write a run's adapter as PEFT does, or with --fuse the model with the adapter in it.
@@ -38,6 +40,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     match command:
         case "train":
             return _train(rest)
+        case "eval":
+            return _eval(rest)
         case "bench":
             return _job("benchmark")(rest)
         case "serve":
@@ -49,7 +53,9 @@ def _dispatch(argv: Sequence[str]) -> int:
         case "-h" | "--help":
             sys.stdout.write(USAGE.format(tasks=known_tasks()))
         case _:
-            raise ConfigError(f"unknown command {command!r}; known: train, bench, serve, export, --version, --help")
+            raise ConfigError(
+                f"unknown command {command!r}; known: train, eval, bench, serve, export, --version, --help"
+            )
     return 0
 
 
@@ -58,6 +64,14 @@ def _train(argv: Sequence[str]) -> int:
         sys.stdout.write(f"usage: selfplay train TASK [flags]\n\ntasks: {known_tasks()}\n")
         return 0
     return cast(Main, training_job(argv[0]).main)(argv[1:])
+
+
+def _eval(argv: Sequence[str]) -> int:
+    if not argv:
+        raise ConfigError(f"which task? known: {known_tasks()}; selfplay eval --help lists the flags")
+    if not argv[0].startswith("-"):
+        training_job(argv[0])  # an unknown one is told before anything heavy is imported
+    return _job("evaluate")(argv)
 
 
 def _job(module: str) -> Main:

@@ -66,15 +66,17 @@ class RolloutRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRow:
-    """A line of ``rollouts.jsonl``: one root's tree, and the batch it was generated in."""
+    """A line of ``rollouts.jsonl``: one root's tree, and the batch it was generated in; for one of an evaluation,
+    which no training sees, the policy version that is evaluated."""
 
     batch: int
     tree: RolloutRow
+    evaluation: bool = False
 
 
-def encode_tree(batch: int, result: GenerateResult, *, tokens: bool) -> bytes:
+def encode_tree(batch: int, result: GenerateResult, *, tokens: bool, evaluation: bool = False) -> bytes:
     """The line for one tree, without its end."""
-    return msgspec.json.encode(TreeRow(batch=batch, tree=_rollout_row(result, tokens)))
+    return msgspec.json.encode(TreeRow(batch=batch, tree=_rollout_row(result, tokens), evaluation=evaluation))
 
 
 def read_rollouts(path: Path) -> Iterator[TreeRow]:
