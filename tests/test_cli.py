@@ -58,7 +58,7 @@ def test_help_lists_the_tasks(argv: list[str], capsys):
 
 def test_an_unknown_command_is_told_which_there_are(capsys):
     assert cli.main(["trian"]) == 2
-    assert "unknown command 'trian'; known: train, bench" in capsys.readouterr().err
+    assert "unknown command 'trian'; known: train, eval, bench" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
