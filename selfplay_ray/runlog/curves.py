@@ -112,7 +112,8 @@ def _draw_task(axes: Axes, points: Sequence[CurvePoint]) -> None:
             axes.plot(*zip(*run, strict=True), color=f"C{number}", linewidth=0.7, alpha=0.5)
         mean = zip(*mean_curve(mine), strict=True)
         axes.plot(*mean, color=f"C{number}", linewidth=2, label=role)
-    axes.set_ylim(bottom=min(0.0, *(point.reward for point in points)))  # or a small rise would look like a large one
+    # From 0 on, or a small rise would look like a large one.
+    axes.set_ylim(bottom=min(0.0, *(point.reward for point in points)))
     axes.set_xlabel("step")
     axes.set_ylabel("mean reward")
     axes.legend()
