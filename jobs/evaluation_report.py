@@ -13,6 +13,7 @@ from rich.text import Text
 
 from selfplay_ray.bootstrap import CONFIDENCE, FEW_CLUSTERS, RESAMPLES, Estimate
 from selfplay_ray.evaluation import Comparison, Evaluation, compare
+from selfplay_ray.runlog.evaluations import Interval
 from selfplay_ray.runlog.transcript import one_line
 
 Estimates = Mapping[str, Estimate]
@@ -160,7 +161,4 @@ def _cell(estimate: Estimate | None, sign: str) -> str:
     """``0.12 [0.09, 0.16]``, or ``+0.65 [+0.57, +0.72]``."""
     if estimate is None:
         return "-"
-    mean, low, high = (
-        f"{round(value, 2) + 0.0:{sign}.2f}" for value in (estimate.mean, estimate.low, estimate.high)
-    )
-    return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"
+    return f"{Interval(estimate.mean, estimate.low, estimate.high):{sign}}"

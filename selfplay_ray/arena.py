@@ -335,14 +335,15 @@ class Arena:
         self.max_depth, self.max_fan_out = config.max_depth, config.max_fan_out
 
     def fork(self) -> Self:
-        """An arena like this one, with the same runtime, for playing beside the batches: stores, counters and
-        baselines are its own, so that nothing it draws or plays moves what this one does next."""
+        """An arena like this one, with the same runtime, for playing beside the batches: it counts from the
+        beginning, and has stores and baselines of its own, so that nothing it plays moves what this one does next."""
         fork, runtime = copy.copy(self), self._runtime
         fork.rng = derive_rng(self.seed, "fork")
         fork.stores = {
             name: store.fork(derive_seed(store.seed, "fork")) for name, store in self.stores.items()
         }
         fork.credit_assigner = copy.deepcopy(self.credit_assigner)
+        fork._batches = fork._runs = fork._calls = 0
         fork._runtime = runtime.serving(fork) if isinstance(runtime, LocalRuntime) else runtime
         return fork
 

@@ -50,6 +50,16 @@ class Evaluation:
     def failed(self) -> int:
         return sum(rollout.error is not None for rollout in self.rollouts)
 
+    def flat(self) -> dict[str, float]:
+        """Its numbers under names with slashes, as a training step's metrics have them: ``eval/reward/Solver`` and
+        the ends of its interval, ``eval/reward_low/Solver`` and ``eval/reward_high/Solver``, and so on."""
+        values = {"eval/rollouts": float(len(self.rollouts)), "eval/failed": float(self.failed)}
+        for role, estimate in self.rewards.items():
+            values[f"eval/reward/{role}"] = estimate.mean
+            values[f"eval/reward_low/{role}"] = estimate.low
+            values[f"eval/reward_high/{role}"] = estimate.high
+        return values | {f"eval/rubric/{name}": estimate.mean for name, estimate in self.metrics.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

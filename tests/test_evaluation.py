@@ -306,3 +306,18 @@ async def test_one_root_has_no_interval():
     assert isinstance(estimate, Estimate)
     assert estimate.mean == 4.0
     assert math.isnan(estimate.low)
+
+
+async def test_flat_has_every_number_under_a_name_with_slashes():
+    evaluation = await evaluate(game(2, "fails"), 2)
+    assert evaluation.flat() == pytest.approx(
+        {
+            "eval/rollouts": 2.0,
+            "eval/failed": 1.0,
+            "eval/reward/Player": 2.0,
+            "eval/reward_low/Player": math.nan,
+            "eval/reward_high/Player": math.nan,
+            "eval/rubric/worth/Player": 2.0,
+        },
+        nan_ok=True,
+    )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from selfplay_ray.config import RunConfig
+from selfplay_ray.runlog.evaluations import evaluated
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.live_view import LiveView
 from selfplay_ray.runlog.metrics import StepMetrics, reward_changes
@@ -156,8 +157,12 @@ class PlainView:
 
 
 def step_line(metrics: StepMetrics, num_steps: int, before: StepMetrics | None) -> str:
-    """``step 3/40  Solver 0.21 (+0.05)  212 tok/s  lag 1  wait 0.4s``: change since ``before``, largest lag."""
+    """``step 3/40  Solver 0.21 (+0.05)  212 tok/s  lag 1  wait 0.4s``: change since ``before``, largest lag; and
+    where the step was evaluated ``eval Solver 0.25 [0.20, 0.31]``, which is all there is to step 0."""
     parts = [f"step {metrics.step}/{num_steps}"]
+    evaluation = [f"eval {one_line(role)} {reward}" for role, reward in evaluated(metrics.values).items()]
+    if metrics.step == 0:
+        return "  ".join([*parts, *evaluation])
     for role, stats in metrics.rewards.items():
         earlier = before.rewards.get(role) if before else None
         change = f"{stats.mean - earlier.mean:+.2f}" if earlier else "+0.00"
@@ -171,11 +176,12 @@ def step_line(metrics: StepMetrics, num_steps: int, before: StepMetrics | None) 
         parts.append(f"{metrics.dropped_stale} stale")
     if metrics.failed:
         parts.append(f"{metrics.failed} failed")
-    return "  ".join(parts)
+    return "  ".join([*parts, *evaluation])
 
 
-def summary(history: Iterable[StepMetrics]) -> str:
-    """A table of each role's mean reward over the first and the last five steps, and the difference."""
+def summary(history: Sequence[StepMetrics]) -> str:
+    """A table of each role's mean reward over the first and the last five steps, and the difference; below it the
+    first and the last evaluation, if there are two."""
     changes = reward_changes(history)
     if not changes:
         return "no training step was taken"
@@ -187,4 +193,17 @@ def summary(history: Iterable[StepMetrics]) -> str:
         difference = round(change.difference, 3) + 0.0  # adding 0.0 turns -0.0 into 0.0
         name = one_line(change.role)
         rows.append(f"{name:<{width}}  {change.first:>13.3f}  {change.last:>13.3f}  {difference:>+10.3f}")
-    return "\n".join(rows)
+    return "\n".join([*rows, *_evaluation_rows(history)])
+
+
+def _evaluation_rows(history: Sequence[StepMetrics]) -> list[str]:
+    steps = [(metrics.step, evaluation) for metrics in history if (evaluation := evaluated(metrics.values))]
+    if len(steps) < 2:
+        return []
+    (before, first), (after, last) = steps[0], steps[-1]
+    width = max(len("evaluation"), *(len(one_line(role)) for role in last))
+    rows = [f"{'evaluation':<{width}}  {f'step {before}':>20}  {f'step {after}':>20}"]
+    for role, reward in last.items():
+        earlier = f"{first[role]}" if role in first else "-"
+        rows.append(f"{one_line(role):<{width}}  {earlier:>20}  {f'{reward}':>20}")
+    return rows

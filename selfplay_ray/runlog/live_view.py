@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from selfplay_ray.runlog.evaluations import evaluated
 from selfplay_ray.runlog.metrics import SUMMARY_STEPS, StepMetrics
 from selfplay_ray.runlog.transcript import one_line
 
@@ -36,7 +37,10 @@ class LiveView:
         self._console = console
         self._title = title
         self._num_steps = num_steps
-        self._history = list(history)
+        self._history: list[StepMetrics] = []
+        self._evaluation = ""
+        for metrics in history:
+            self._keep(metrics)
         self._failed = sum(metrics.failed for metrics in history)
         self._dropped = sum(metrics.dropped_stale for metrics in history)
         self._clock = clock
@@ -56,8 +60,14 @@ class LiveView:
         self._step_ended = now
         self._failed += metrics.failed
         self._dropped += metrics.dropped_stale
-        self._history.append(metrics)
+        self._keep(metrics)
         self._live.refresh()
+
+    def _keep(self, metrics: StepMetrics) -> None:
+        self._history.append(metrics)
+        if rewards := evaluated(metrics.values):
+            parts = ", ".join(f"{one_line(role)} {reward}" for role, reward in rewards.items())
+            self._evaluation = f"{parts} at step {metrics.step}"
 
     def note(self, line: str) -> None:
         self._note = line
@@ -127,6 +137,8 @@ class LiveView:
         table.add_row("waiting", Text(f"learner {learner:.1f} s, engines {engine:.1f} s"))
         failed = Text(f"{self._failed} failed so far", style="red" if self._failed else "")
         table.add_row("episodes", Text(f"{last.finished} in this step, ").append_text(failed))
+        if self._evaluation:
+            table.add_row("evaluation", Text(self._evaluation))
         return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from rich.console import Console
 from selfplay_ray.config import RunConfig
 from selfplay_ray.runlog.display import Display, step_line, summary
 from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.live_view import LiveView
 from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.types import (
     Completion,
@@ -47,6 +50,12 @@ def metrics(step: int, failed: int = 0, dropped: int = 0, **means: float) -> Ste
         engine_wait_seconds=0.06,
         values={},
     )
+
+
+def evaluated(step: int, mean: float, low: float = 0.1, high: float = 0.9, **means: float) -> StepMetrics:
+    """A step with an evaluation of the Solver."""
+    values = {"eval/reward/Solver": mean, "eval/reward_low/Solver": low, "eval/reward_high/Solver": high}
+    return replace(metrics(step, **means), values=values)
 
 
 def tree(rollout_id: str, text: str) -> GenerateResult:
@@ -78,6 +87,46 @@ def test_a_plain_line_counts_what_was_dropped_and_what_failed() -> None:
     assert step_line(metrics(1, failed=2, dropped=3, Solver=-0.5), 40, None) == (
         "step 1/40  Solver -0.50  212 tok/s  lag 1  wait 0.4s  3 stale  2 failed"
     )
+
+
+def test_an_evaluation_is_told_with_its_interval() -> None:
+    line = step_line(evaluated(2, 0.25, 0.2, 0.31, Solver=0.21), 40, None)
+    assert line == "step 2/40  Solver 0.21  212 tok/s  lag 1  wait 0.4s  eval Solver 0.25 [0.20, 0.31]"
+
+
+def test_before_the_first_step_there_is_but_an_evaluation() -> None:
+    assert step_line(evaluated(0, 0.25, math.nan, math.nan), 40, None) == "step 0/40  eval Solver 0.25"
+
+
+def test_the_summary_has_the_first_evaluation_and_the_last() -> None:
+    history = [
+        evaluated(0, 0.2),
+        metrics(1, Solver=0.5),
+        evaluated(2, 0.4, Solver=0.5),
+        evaluated(4, 0.6, 0.5, 0.7),
+    ]
+    assert summary(history).splitlines()[-2:] == [
+        "evaluation                step 0                step 4",
+        "Solver         0.20 [0.10, 0.90]     0.60 [0.50, 0.70]",
+    ]
+    assert "evaluation" not in summary(history[:2])
+
+
+def test_the_live_view_shows_the_last_evaluation() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    view = LiveView(console, "run", 4, [evaluated(0, 0.2)], lambda: 0.0)
+    shown = capture(console, view)
+    assert "step 0/4" in shown
+    assert "Solver 0.20 [0.10, 0.90] at step 0" in shown
+    view.step(evaluated(1, 0.3, Solver=0.5))
+    view.step(metrics(2, Solver=0.5))
+    assert "Solver 0.30 [0.10, 0.90] at step 1" in capture(console, view)
+
+
+def capture(console: Console, view: LiveView) -> str:
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()
 
 
 def test_without_a_terminal_there_is_one_line_a_step_and_nothing_else(log: RunLog) -> None:
