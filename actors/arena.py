@@ -29,6 +29,7 @@ class ArenaActor:
         self._arena = context.arena
         self._log = RunLog(context.run_folder)
         self._failure: SelfPlayError | None = None
+        self._started = False
         self._putting = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -36,8 +37,12 @@ class ArenaActor:
         self._peers = peers
 
     async def start(self) -> None:
-        """Let the workers play."""
+        """Let the workers play, from where the journal ends."""
         await self._arena.on_train_start()
+        state: bytes | None = await self._peers.queue.state.remote()
+        if state is not None:
+            self._coordinator.restore(state)
+        self._started = True
         for worker in self._peers.workers:
             self._coordinator.scheduler.add_worker(worker)
             self._in_background(self._watch(worker))
@@ -71,9 +76,9 @@ class ArenaActor:
             ],
         )
 
-    async def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the arena: counters, baselines, stores."""
-        return self._arena.state_dict()
+    async def extend(self, version: int, batches: int) -> None:
+        """The step that policy ``version`` takes needs so many batches beside its own."""
+        self._pump(lambda: self._coordinator.extend(version, batches))
 
     async def finish(self) -> None:
         """The run is over."""
@@ -83,7 +88,7 @@ class ArenaActor:
 
     def _pump(self, event: Callable[[], None] | None = None) -> None:
         """Take in ``event``, then do all that can be done. What can't be done ends the run, and says why."""
-        if self._failure is not None:
+        if self._failure is not None or not self._started:
             return
         try:
             if event:
@@ -116,7 +121,7 @@ class ArenaActor:
 
     async def _put(self, credited: CreditedGroup) -> None:
         self._log.write_results(credited.batch, credited.results)
-        await self._peers.queue.put.remote(credited.group)
+        await self._peers.queue.put.remote(credited.group, credited.state)
         self._putting -= 1
 
     async def _watch(self, worker: str) -> None:

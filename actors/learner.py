@@ -13,6 +13,7 @@ from selfplay_ray.models import resolve_model
 from selfplay_ray.replay import Lease, fresh_records
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
+from selfplay_ray.training.checkpoint_folder import METRICS, checkpoint_path, load_newest, prune
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1
@@ -20,7 +21,12 @@ POLL_SECONDS = 0.1
 
 class Learner:
     """Ray's side of a :class:`~selfplay_ray.training.trainer.Trainer`, which wants all calls in one thread: an
-    actor without ``async`` methods has but one."""
+    actor without ``async`` methods has but one.
+
+    A step's groups are acknowledged before its weights are published, and forgotten when a checkpoint holds what
+    was learned from them. So a learner that goes on from a checkpoint trains on what was trained on since, in the
+    same order, and on nothing twice.
+    """
 
     def __init__(self, context: ActorContext) -> None:
         self._config = context.config
@@ -33,12 +39,14 @@ class Learner:
         settings = TrainerSettings.from_config(config)
         self._lora = settings.lora
         self._trainer = Trainer(resolve_model(config.model_path), settings)
-        self._roots = 0  # that were trained on
+        kept = load_newest(self._log.checkpoints_dir, self._trainer.load) or {}
+        self._roots: int = kept.get("roots", 0)  # that were trained on
         self._generated = Meter()
+        ray.get(peers.queue.rewind.remote(self._trainer.version))
         ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
 
     def step(self) -> StepMetrics | None:
-        """Wait for a batch, train on it, publish, acknowledge. None when nothing is left to train on."""
+        """Wait for a batch, train on it, acknowledge, publish. None when nothing is left to train on."""
         started = time.monotonic()
         lease = self._next_lease()
         if lease is None:
@@ -47,13 +55,13 @@ class Learner:
         self._roots += sum(group.roots for group in lease.groups)
         records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
         trained = self._trainer.train_step(records)
+        version = self._trainer.version
+        ray.get(self._peers.queue.ack.remote(lease.id, version))
         self._publish()
-        ray.get(self._peers.queue.ack.remote(lease.id))
-        self._keep()
         tokens_per_second, swap_seconds = self._generated.read(self._engine_stats())
-        return step_metrics(
-            step=self._trainer.version,
-            version=self._trainer.version,
+        metrics = step_metrics(
+            step=version,
+            version=version,
             time=time.time(),
             groups=lease.groups,
             records=records,
@@ -63,6 +71,8 @@ class Learner:
             learner_wait_seconds=waited,
             engine_wait_seconds=swap_seconds,
         )
+        self._keep(metrics)
+        return metrics
 
     def _next_lease(self) -> Lease | None:
         """The next batch; when the arena is done, whatever is left; None when that is nothing.
@@ -83,16 +93,20 @@ class Learner:
 
     def _publish(self) -> None:
         weights, version = self._trainer.adapter(), self._trainer.version
-        save_adapter(self._log.adapter_path(version), weights, self._lora, version)
+        if self._lora.rank:  # a whole model at every step would fill the disk: checkpoints hold them
+            save_adapter(self._log.adapter_path(version), weights, self._lora, version)
         ray.get(self._peers.broadcaster.publish.remote(weights, version))
 
-    def _keep(self) -> None:
-        """A checkpoint, where one is due."""
-        version = self._trainer.version
-        if version % self._config.checkpoint_every == 0 or version == self._config.num_steps:
-            self._trainer.save(
-                self._log.checkpoint_dir, extra={"arena": ray.get(self._peers.arena.state.remote())}
-            )
+    def _keep(self, metrics: StepMetrics) -> None:
+        """A checkpoint, where one is due, in place of those that are no longer wanted."""
+        version, folder = self._trainer.version, self._log.checkpoints_dir
+        if version % self._config.checkpoint_every and version != self._config.num_steps:
+            return
+        self._trainer.save(
+            checkpoint_path(folder, version), {"roots": self._roots, METRICS: metrics.as_json()}
+        )
+        oldest = prune(folder, self._config.keep_checkpoints, self._config.best_metric)
+        ray.get(self._peers.queue.forget.remote(oldest))
 
     def _engine_stats(self) -> list[EngineStats]:
         stats: list[EngineStats] = ray.get([engine.stats.remote() for engine in self._peers.engines])

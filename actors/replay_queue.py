@@ -20,11 +20,20 @@ class ReplayQueue:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._buffer = ReplayBuffer(self._path, requeue=not restarted)  # else its learner may yet ack
 
-    def put(self, group: RolloutGroup) -> bool:
-        return self._buffer.put(group)
+    def put(self, group: RolloutGroup, state: bytes | None = None) -> bool:
+        return self._buffer.put(group, state)
+
+    def state(self) -> bytes | None:
+        return self._buffer.state()
 
     def lease(self, roots: int) -> Lease | None:
         return self._buffer.lease(roots)
 
-    def ack(self, lease_id: str) -> None:
-        self._buffer.ack(lease_id)
+    def ack(self, lease_id: str, version: int) -> None:
+        self._buffer.ack(lease_id, version)
+
+    def forget(self, version: int) -> None:
+        self._buffer.forget(version)
+
+    def rewind(self, version: int) -> int:
+        return self._buffer.rewind(version)

@@ -22,6 +22,7 @@ from selfplay_ray.runlog.display import Display, summary
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.metrics import MetricLogger, StepMetrics
 from selfplay_ray.runlog.wandb_logger import wandb_logger
+from selfplay_ray.training.resume import resume
 
 STATUS_SECONDS = 0.5
 
@@ -31,19 +32,23 @@ def train(
 ) -> list[StepMetrics]:
     """Train ``arena``'s roles for ``config.num_steps`` steps, and return what each step left in numbers.
 
-    Everything the run says is in ``config.output_dir/<name>/``; see :class:`~selfplay_ray.runlog.RunLog`.
+    Everything the run says is in ``config.output_dir/<name>/``; see :class:`~selfplay_ray.runlog.RunLog`. With
+    ``config.resume`` it goes on with the run there; what that had left is returned as well.
 
     Raises:
-        ConfigError: the run's folder is taken, or the arena's batch doesn't fit.
+        ConfigError: the run's folder is taken, or the arena's batch doesn't fit; a run can't be gone on with like this.
         ModelError: there is no such model.
         ErrorBudgetExceeded: too many episodes failed.
         ClusterError: an actor was lost, or no step was taken for ``config.step_timeout`` seconds.
     """
+    history: list[StepMetrics] = []
     with _told_on_stderr():
         resolve_model(config.model_path)  # fetched once, before several actors want it
-    log = RunLog.create(config.output_dir, config.name, task)
+        if config.resume is None:
+            log = RunLog.create(config.output_dir, config.name, task)
+        else:
+            log, history = resume(config, config.resume)
     log.write_config(config)
-    history: list[StepMetrics] = []
     try:
         _run(arena, config, spec, log, history)
     finally:
@@ -60,7 +65,7 @@ def _run(
     interrupts = Interrupts()
     with interrupts.handled(), ExitStack() as stack:
         stack.enter_context(closing(log))
-        display = stack.enter_context(Display(config, log))
+        display = stack.enter_context(Display(config, log, history=tuple(history)))
         loggers: list[MetricLogger] = [log, display]
         if wandb := wandb_logger(config, log):
             loggers.append(stack.enter_context(closing(wandb)))
@@ -70,7 +75,7 @@ def _run(
         interrupts.check()
         display.note("starting the actors and loading the model")
         cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
-        display.note("playing the first batch")
+        display.note("playing the first batch" if not history else f"going on after step {history[-1].step}")
         for metrics in _steps(cluster, config, interrupts):
             history.append(metrics)
             for logger in loggers:
@@ -80,7 +85,8 @@ def _run(
 
 def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts) -> Iterator[StepMetrics]:
     """The learner's steps as they are taken, while watching that there is something to wait for."""
-    for _ in range(config.num_steps):
+    taken = 0
+    while taken < config.num_steps:
         step, deadline = cluster.step(), time.monotonic() + config.step_timeout
         interrupts.check()
         while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
@@ -89,6 +95,7 @@ def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts) -> Itera
         metrics: StepMetrics | None = get(step)
         if metrics is None:
             return
+        taken = metrics.step
         yield metrics
 
 

@@ -116,7 +116,8 @@ def _through_arena(peers: Peers, version: int) -> float:
             status: ArenaStatus = get(peers.arena.status.remote())
             assert status.failure is None, status.failure
             time.sleep(0.005)
-        get(peers.queue.ack.remote(lease.id))
+        get(peers.queue.ack.remote(lease.id, version + batch + 1))
+        get(peers.queue.forget.remote(version + batch + 1))
         get(peers.arena.advance.remote(version + batch + 1))
     return BATCHES * EPISODES / (time.perf_counter() - started)
 

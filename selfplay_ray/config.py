@@ -20,6 +20,8 @@ class RunConfig(BaseModel):
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the run and of its folder; made from the task and the time when empty."""
+    resume: Path | None = None
+    """Folder of a run to go on with, as runs/NAME: its settings count, but for what is given beside."""
     output_dir: Path = Path("runs")
     """Folder that holds the runs."""
     seed: int = Field(0, ge=0)
@@ -114,6 +116,10 @@ class RunConfig(BaseModel):
     """Seconds without a training step after which the run stops and says what it waited for."""
     checkpoint_every: int = Field(10, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
+    keep_checkpoints: int = Field(3, ge=1)
+    """Newest checkpoints to keep."""
+    best_metric: str = ""
+    """A metric, as reward/Solver; the checkpoint at which it was highest is kept too."""
 
     wandb_project: str | None = None
     """Log to this Weights & Biases project; nothing is sent without it."""
@@ -140,5 +146,7 @@ class RunConfig(BaseModel):
         if self.engines + len(self.endpoints) < 1:
             raise ValueError("nothing samples with engines = 0 and no endpoints; give 1 or more of either")
         if self.endpoints and not self.lora_rank:
-            raise ValueError("endpoints take adapters; with lora_rank = 0, where all weights are trained, give none")
+            raise ValueError(
+                "endpoints take adapters; with lora_rank = 0, where all weights are trained, give none"
+            )
         return self

@@ -28,6 +28,7 @@ METAVARS: dict[object, str] = {int: "INT", float: "NUMBER", str: "TEXT", Path: "
 def load_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     """The configuration that ``argv`` asks for: defaults, overridden by ``--config FILE``, overridden by flags.
 
+    ``--resume RUN`` takes the place of ``--config``: what counts is what that run was started with.
     ``--dry-run`` prints it as TOML, which ``--config`` takes again, and exits.
 
     Raises:
@@ -37,6 +38,8 @@ def load_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     flags = parse_flags(config_class, argv, prog)
     path: Path | None = flags.pop("config", None)
     dry_run: bool = flags.pop("dry_run", False)
+    if "resume" in flags:
+        path = _config_of_run(flags, path)
     config = _validated(config_class, read_toml(path) if path else {}, flags, path)
     if dry_run:
         sys.stdout.write(config_toml(config))
@@ -46,7 +49,27 @@ def load_config(config_class: type[C], argv: Sequence[str], prog: str) -> C:
 
 def config_toml(config: RunConfig) -> str:
     """``config`` as TOML; what is None is left out, for TOML has no word for it."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"resume"}))
+
+
+def _config_of_run(flags: dict[str, Any], path: Path | None) -> Path:
+    """The file with the settings of the run to resume, which keeps its name and its place.
+
+    Raises:
+        ConfigError: there is no such run, or another name, place or file is given as well.
+    """
+    for name, given in (("name", flags), ("output_dir", flags), ("config", {"config": path} if path else {})):
+        if name in given:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} doesn't go with --resume: the run has its own already")
+    folder = Path(flags["resume"])
+    config = folder / "config.toml"
+    if not config.is_file():
+        there = sorted(other.parent.name for other in folder.parent.glob("*/config.toml"))
+        known = f"; there are {', '.join(there)}" if there else ""
+        raise ConfigError(f"there is no run to resume at {folder}{known}")
+    flags.update(name=folder.name, output_dir=str(folder.parent))
+    return config
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """The replay buffer: a journal of rollout groups on disk, leased to the learner and trained at most once.
 
 A group is *queued* when it is put, *leased* while a learner works on it, and *acked* once it was trained on.
-A lease that runs out makes its groups available again; an acked group's payload is deleted and its id
-remembered, so that the same group, sent again, is refused.
+A lease that runs out makes its groups available again. An acked group is kept until a checkpoint holds what was
+learned from it: a learner that goes on from an older one trains on the very same groups again (``rewind``). Then
+its payload is deleted, and its id remembered, so that the same group, sent again, is refused.
+
+With every group goes the state of whoever put it, in one transaction: what is in the journal and what its maker
+knows of it can't come apart.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from selfplay_ray.types import RolloutGroup, TrainingRecord
 
 LEASE_SECONDS = 600.0
 BUSY_SECONDS = 1.0  # how long opening waits for another process to let go of the journal
-FORMAT = 1
+FORMAT = 2
 
 # `payload` stands last, so that scanning the other columns never reads it.
 SCHEMA = """
@@ -34,13 +38,17 @@ CREATE TABLE IF NOT EXISTS groups (
     roots INTEGER NOT NULL,
     lease TEXT,
     deadline REAL,
+    trained INTEGER,
     payload BLOB
 );
-CREATE INDEX IF NOT EXISTS untrained ON groups (arrival) WHERE payload IS NOT NULL;
+CREATE INDEX IF NOT EXISTS untrained ON groups (arrival) WHERE trained IS NULL;
+CREATE INDEX IF NOT EXISTS kept ON groups (trained) WHERE trained IS NOT NULL AND payload IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leases ON groups (lease);
+CREATE TABLE IF NOT EXISTS state (only INTEGER PRIMARY KEY CHECK (only = 0), content BLOB NOT NULL);
 """
+# `trained` is the version of the policy that was trained on the group: acked, where there is one.
 
-AVAILABLE = "payload IS NOT NULL AND (lease IS NULL OR deadline <= :now)"
+AVAILABLE = "trained IS NULL AND (lease IS NULL OR deadline <= :now)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ class ReplayBuffer:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={FORMAT}")
             if requeue:
-                self._db.execute("UPDATE groups SET deadline = 0 WHERE payload IS NOT NULL")
+                self._db.execute("UPDATE groups SET deadline = 0 WHERE trained IS NULL")
 
     def _check_format(self) -> None:
         """An empty file has version 0 and no tables; anything else must be a journal of ours."""
@@ -133,15 +141,26 @@ class ReplayBuffer:
                 "start a run under another name"
             )
 
-    def put(self, group: RolloutGroup) -> bool:
-        """Journal ``group``; False if its id was put before, trained or not, and nothing was stored."""
+    def put(self, group: RolloutGroup, state: bytes | None = None) -> bool:
+        """Journal ``group`` and, in place of the one before, its maker's ``state``.
+
+        False if the group's id was put before, trained or not: then only the state is new.
+        """
         payload = self._encoder.encode(group)
         with self._transaction():
+            if state is not None:
+                self._db.execute("INSERT OR REPLACE INTO state (only, content) VALUES (0, ?)", (state,))
             inserted = self._db.execute(
                 "INSERT INTO groups (id, roots, payload) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING",
                 (group.id, group.roots, payload),
             )
             return inserted.rowcount == 1
+
+    def state(self) -> bytes | None:
+        """The state that came with the group put last; None before any did."""
+        with self._sqlite_errors():
+            row = self._db.execute("SELECT content FROM state").fetchone()
+        return None if row is None else bytes(row[0])
 
     def lease(self, roots: int) -> Lease | None:
         """The oldest available groups that together hold at least ``roots`` root episodes.
@@ -195,7 +214,7 @@ class ReplayBuffer:
         """
         for arrival in arrivals:
             self._db.execute(
-                "UPDATE groups SET lease = NULL, deadline = NULL WHERE payload IS NOT NULL"
+                "UPDATE groups SET lease = NULL, deadline = NULL WHERE trained IS NULL"
                 " AND lease = (SELECT lease FROM groups WHERE arrival = ?)",
                 (arrival,),
             )
@@ -204,8 +223,8 @@ class ReplayBuffer:
             [(lease_id, deadline, arrival) for arrival in arrivals],
         )
 
-    def ack(self, lease_id: str) -> None:
-        """The lease's groups were trained on: forget what is in them, remember that they were.
+    def ack(self, lease_id: str, version: int) -> None:
+        """Policy ``version`` was trained on the lease's groups: they aren't handed out again.
 
         A lease that ran out may still be acked, as long as nobody else was handed its groups.
 
@@ -214,10 +233,37 @@ class ReplayBuffer:
         """
         with self._transaction():
             acked = self._db.execute(
-                "UPDATE groups SET payload = NULL WHERE lease = ? AND payload IS NOT NULL", (lease_id,)
+                "UPDATE groups SET trained = ? WHERE lease = ? AND trained IS NULL", (version, lease_id)
             )
             if acked.rowcount == 0:
                 raise self._no_such_lease(lease_id)
+
+    def forget(self, version: int) -> None:
+        """A checkpoint of policy ``version`` is safe: forget what was in the groups that led there, not their names."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE groups SET payload = NULL WHERE trained <= ? AND payload IS NOT NULL", (version,)
+            )
+
+    def rewind(self, version: int) -> int:
+        """The learner is back at policy ``version``, and nobody else works on a lease: what was trained on since, or
+        leased, is available again, in its old order. Returns how many groups were untrained so.
+
+        Raises:
+            ReplayError: groups that were trained on since have been forgotten; nothing has changed.
+        """
+        with self._transaction():
+            lost = self._db.execute(
+                "SELECT count(*) FROM groups WHERE trained > ? AND payload IS NULL", (version,)
+            ).fetchone()[0]
+            if lost:
+                raise ReplayError(
+                    f"replay journal {self._name} has forgotten {lost} groups that were trained on after version "
+                    f"{version}; go on from a newer checkpoint"
+                )
+            untrained = self._db.execute("UPDATE groups SET trained = NULL WHERE trained > ?", (version,))
+            self._db.execute("UPDATE groups SET lease = NULL, deadline = NULL WHERE trained IS NULL")
+            return untrained.rowcount
 
     def release(self, lease_id: str) -> None:
         """The lease's groups were not trained on and are available again, in their old order.
@@ -227,7 +273,7 @@ class ReplayBuffer:
         """
         with self._transaction():
             released = self._db.execute(
-                "UPDATE groups SET lease = NULL, deadline = NULL WHERE lease = ? AND payload IS NOT NULL",
+                "UPDATE groups SET lease = NULL, deadline = NULL WHERE lease = ? AND trained IS NULL",
                 (lease_id,),
             )
             if released.rowcount == 0:
@@ -245,10 +291,10 @@ class ReplayBuffer:
         """What is in the journal now; groups whose lease has run out count as queued."""
         query = f"""
             SELECT total({AVAILABLE}),
-                   total(payload IS NOT NULL AND NOT ({AVAILABLE})),
-                   total(payload IS NULL),
+                   total(trained IS NULL AND NOT ({AVAILABLE})),
+                   total(trained IS NOT NULL),
                    total(roots * ({AVAILABLE})),
-                   total(roots * (payload IS NULL))
+                   total(roots * (trained IS NOT NULL))
             FROM groups"""  # noqa: S608 -- a constant
         with self._sqlite_errors():
             row = self._db.execute(query, {"now": self._clock()}).fetchone()

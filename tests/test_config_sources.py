@@ -144,3 +144,27 @@ def test_help_shows_the_docstrings_and_defaults(capsys):
 )
 def test_any_configuration_survives_being_written(config: GameConfig):
     assert GameConfig.model_validate(tomllib.loads(config_toml(config))) == config
+
+
+def test_a_resumed_run_has_its_own_settings_but_for_the_flags(tmp_path: Path):
+    run = tmp_path / "one"
+    run.mkdir()
+    (run / "config.toml").write_text(config_toml(GameConfig(name="one", seed=5, game="poker", num_steps=7)))
+    config = load("--resume", str(run), "--num-steps", "9")
+    assert (config.seed, config.game, config.num_steps) == (5, "poker", 9)
+    assert (config.resume, config.output_dir, config.name) == (run, tmp_path, "one")
+    assert "resume" not in tomllib.loads(config_toml(config))
+
+
+def test_a_run_that_cannot_be_resumed_is_named_with_those_that_can(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text("")
+    missing = tmp_path / "tow"
+    assert complaints("--resume", str(missing)) == [
+        f"there is no run to resume at {missing}; there are one, two"
+    ]
+    run = str(tmp_path / "one")
+    for flags in (["--name", "x"], ["--output-dir", "y"], ["--config", f"{run}/config.toml"]):
+        (complaint,) = complaints("--resume", run, *flags)
+        assert complaint == f"{flags[0]} doesn't go with --resume: the run has its own already"

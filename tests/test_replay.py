@@ -92,7 +92,7 @@ def test_oldest_first_until_the_roots_suffice(buffer: ReplayBuffer) -> None:
     assert ids(lease) == ["a", "b"]
     assert buffer.counts() == ReplayCounts(queued=1, leased=2, acked=0, roots=4, acked_roots=0)
     assert buffer.lease(5) is None
-    buffer.ack(lease.id)
+    buffer.ack(lease.id, 1)
     assert buffer.counts() == ReplayCounts(queued=1, leased=0, acked=2, roots=4, acked_roots=5)
     assert ids(leased(buffer, 4)) == ["c"]
 
@@ -102,7 +102,7 @@ def test_a_group_put_again_is_refused_queued_leased_or_trained(buffer: ReplayBuf
     assert not buffer.put(group("a"))
     lease = leased(buffer, 1)
     assert not buffer.put(group("a"))
-    buffer.ack(lease.id)
+    buffer.ack(lease.id, 1)
     assert not buffer.put(group("a"))
     assert buffer.lease(1) is None
 
@@ -110,13 +110,13 @@ def test_a_group_put_again_is_refused_queued_leased_or_trained(buffer: ReplayBuf
 def test_acking_twice_and_acking_what_was_never_leased_raise(buffer: ReplayBuffer) -> None:
     buffer.put(group("a"))
     lease = leased(buffer, 1)
-    buffer.ack(lease.id)
+    buffer.ack(lease.id, 1)
     with pytest.raises(ReplayError, match=f"{lease.id}.*acked before"):
-        buffer.ack(lease.id)
+        buffer.ack(lease.id, 1)
     with pytest.raises(ReplayError, match=f"{lease.id}.*acked before"):
         buffer.release(lease.id)
     with pytest.raises(ReplayError, match="'no-such-lease' is unknown"):
-        buffer.ack("no-such-lease")
+        buffer.ack("no-such-lease", 1)
 
 
 def test_released_groups_keep_their_place_in_line(buffer: ReplayBuffer) -> None:
@@ -126,7 +126,7 @@ def test_released_groups_keep_their_place_in_line(buffer: ReplayBuffer) -> None:
     buffer.release(lease.id)
     assert ids(leased(buffer, 2)) == ["a", "b"]
     with pytest.raises(ReplayError, match="was released"):
-        buffer.ack(lease.id)
+        buffer.ack(lease.id, 1)
 
 
 def test_an_expired_lease_goes_back_and_can_no_longer_be_acked(buffer: ReplayBuffer, clock: Clock) -> None:
@@ -139,15 +139,15 @@ def test_an_expired_lease_goes_back_and_can_no_longer_be_acked(buffer: ReplayBuf
     second = leased(buffer, 1)
     assert ids(second) == ["a"]
     with pytest.raises(ReplayError, match=f"{first.id}.*leased again"):
-        buffer.ack(first.id)
-    buffer.ack(second.id)
+        buffer.ack(first.id, 1)
+    buffer.ack(second.id, 1)
 
 
 def test_a_late_ack_counts_while_nobody_else_has_the_groups(buffer: ReplayBuffer, clock: Clock) -> None:
     buffer.put(group("a"))
     lease = leased(buffer, 1)
     clock.now += 1_000
-    buffer.ack(lease.id)
+    buffer.ack(lease.id, 1)
     assert buffer.lease(1) is None
 
 
@@ -159,7 +159,7 @@ def test_an_expired_lease_is_taken_over_whole_or_not_at_all(buffer: ReplayBuffer
     clock.now += 60
     assert ids(leased(buffer, 1)) == ["a"]
     with pytest.raises(ReplayError):
-        buffer.ack(both.id)
+        buffer.ack(both.id, 1)
     assert ids(leased(buffer, 1)) == ["b"]
 
 
@@ -168,7 +168,7 @@ def test_reopening_requeues_what_was_leased_and_remembers_what_was_trained(tmp_p
     with ReplayBuffer(path) as buffer:
         for name in "abc":
             buffer.put(group(name))
-        buffer.ack(leased(buffer, 1).id)
+        buffer.ack(leased(buffer, 1).id, 1)
         leased(buffer, 1)
     with ReplayBuffer(path) as buffer:
         assert buffer.counts() == ReplayCounts(queued=2, leased=0, acked=1, roots=2, acked_roots=1)
@@ -182,7 +182,7 @@ def test_after_reopening_a_lease_may_still_be_acked_until_its_groups_are_leased_
         buffer.put(group("a"))
         lease = leased(buffer, 1)
     with ReplayBuffer(path) as buffer:
-        buffer.ack(lease.id)
+        buffer.ack(lease.id, 1)
         assert buffer.counts().acked == 1
 
 
@@ -193,8 +193,37 @@ def test_a_restarted_queue_honours_the_leases_it_had_given(tmp_path: Path, clock
         lease = leased(buffer, 1)
     with ReplayBuffer(path, lease_seconds=60, requeue=False, clock=clock) as buffer:
         assert buffer.lease(1) is None
-        buffer.ack(lease.id)
+        buffer.ack(lease.id, 1)
         assert buffer.counts().acked == 1
+
+
+def test_a_learner_that_goes_back_trains_on_the_same_groups_in_the_same_order(tmp_path: Path) -> None:
+    path = tmp_path / "replay.sqlite"
+    originals = [group(name, 1, record(name, 1)) for name in "abcd"]
+    with ReplayBuffer(path) as buffer:
+        for one in originals:
+            buffer.put(one)
+        for version in (1, 2, 3):
+            buffer.ack(leased(buffer, 1).id, version)
+        buffer.forget(1)  # the checkpoint of version 1 is written
+        leased(buffer, 1)  # and the learner dies
+    with ReplayBuffer(path) as buffer:
+        assert buffer.rewind(1) == 2
+        assert list(leased(buffer, 3).groups) == originals[1:]
+        assert not buffer.put(originals[0])
+        with pytest.raises(ReplayError, match=r"forgotten 1 groups .* after version 0"):
+            buffer.rewind(0)
+
+
+def test_a_group_and_the_state_of_its_maker_are_kept_together(tmp_path: Path) -> None:
+    path = tmp_path / "replay.sqlite"
+    with ReplayBuffer(path) as buffer:
+        assert buffer.state() is None
+        buffer.put(group("a"), b"after a")
+        buffer.put(group("b"), b"after b")
+        buffer.put(group("c"))
+    with ReplayBuffer(path) as buffer:
+        assert buffer.state() == b"after b"
 
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
@@ -207,7 +236,7 @@ from selfplay_ray.types import RolloutGroup
 buffer = ReplayBuffer(Path({str(path)!r}))
 for name in "abc":
     buffer.put(RolloutGroup(name, 1, (), {{}}, {{}}))
-buffer.ack(buffer.lease(1).id)
+buffer.ack(buffer.lease(1).id, 1)
 buffer.lease(1)
 print("ready", flush=True)
 time.sleep(60)
@@ -229,8 +258,9 @@ def test_the_file_does_not_grow_with_what_was_trained(tmp_path: Path) -> None:
     path = tmp_path / "replay.sqlite"
     with ReplayBuffer(path) as buffer:
         for i in range(100):
-            buffer.put(group(str(i), 1, record(str(i), *([1] * 2_000))))
-            buffer.ack(leased(buffer, 1).id)
+            buffer.put(group(str(i), 1, record(str(i), *([1] * 2_000))), state=bytes(1_000))
+            buffer.ack(leased(buffer, 1).id, i)
+            buffer.forget(i)
     one_group = 2_000 * (9 + 1 + 1)  # at least a float, a mask and a token id each
     assert path.stat().st_size < 20 * one_group
 
@@ -301,7 +331,10 @@ class Journal(RuleBasedStateMachine):
         self.clock = Clock()
         self.buffer = self.open()
         self.arrived: dict[str, int] = {}  # id -> roots, in order of arrival
-        self.trained: list[str] = []
+        self.version = 0
+        self.forgotten = 0  # up to which version
+        self.trained: dict[str, int] = {}  # id -> version
+        self.state: bytes | None = None
         self.held: dict[str, tuple[list[str], float]] = {}  # lease -> ids, deadline
 
     def open(self) -> ReplayBuffer:
@@ -317,8 +350,10 @@ class Journal(RuleBasedStateMachine):
 
     @rule(name=names, roots=st.integers(1, 3))
     def put(self, name: str, roots: int) -> None:
-        assert self.buffer.put(group(name, roots)) == (name not in self.arrived)
+        state = f"{name}{roots}".encode() if roots > 1 else None
+        assert self.buffer.put(group(name, roots), state) == (name not in self.arrived)
         self.arrived.setdefault(name, roots)
+        self.state = state or self.state
 
     @rule(roots=st.integers(1, 6))
     def lease(self, roots: int) -> None:
@@ -338,10 +373,32 @@ class Journal(RuleBasedStateMachine):
     def ack(self, data: st.DataObject) -> None:
         if self.held:
             lease = data.draw(st.sampled_from(sorted(self.held)))
-            self.buffer.ack(lease)
-            self.trained += self.held.pop(lease)[0]
+            self.version += 1
+            self.buffer.ack(lease, self.version)
+            self.trained.update(dict.fromkeys(self.held.pop(lease)[0], self.version))
             with pytest.raises(ReplayError):
-                self.buffer.ack(lease)
+                self.buffer.ack(lease, self.version)
+
+    @rule(data=st.data())
+    def checkpoint(self, data: st.DataObject) -> None:
+        """Not always of the newest version: the last few are kept, and only what led to the oldest is forgotten."""
+        self.forgotten = data.draw(st.integers(self.forgotten, self.version))
+        self.buffer.forget(self.forgotten)
+
+    @rule(data=st.data())
+    def go_back(self, data: st.DataObject) -> None:
+        """The learner died, and goes on from a checkpoint."""
+        self.version = data.draw(st.integers(self.forgotten, self.version))
+        again = {name for name, version in self.trained.items() if version > self.version}
+        assert self.buffer.rewind(self.version) == len(again)
+        self.trained = {name: version for name, version in self.trained.items() if name not in again}
+        self.held = {}
+
+    @rule()
+    def go_back_too_far(self) -> None:
+        if self.forgotten and self.forgotten in self.trained.values():
+            with pytest.raises(ReplayError, match="newer checkpoint"):
+                self.buffer.rewind(self.forgotten - 1)
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -376,7 +433,7 @@ class Journal(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_or_trained_twice(self) -> None:
-        assert len(self.trained) == len(set(self.trained))
+        assert self.buffer.state() == self.state
         counts = self.buffer.counts()
         assert counts.queued == len(self.available())
         assert counts.acked == len(self.trained)

@@ -86,8 +86,8 @@ class RunLog:
         return self.folder / "replay.sqlite"
 
     @property
-    def checkpoint_dir(self) -> Path:
-        return self.folder / "checkpoint"
+    def checkpoints_dir(self) -> Path:
+        return self.folder / "checkpoints"
 
     @property
     def adapters_dir(self) -> Path:
@@ -108,11 +108,27 @@ class RunLog:
         Raises:
             RunLogError: the file can't be written; the one before it is untouched.
         """
-        text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+        text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"resume"}))
         part = self.config_path.with_suffix(".part")
         with os_errors(self.config_path):
             part.write_text(text, encoding="utf-8")
             part.replace(self.config_path)
+
+    def go_back(self, step: StepMetrics | None) -> list[StepMetrics]:
+        """The run goes on after ``step``, or from its beginning: forget the later ones, which it will take again.
+
+        Returns the steps it has taken. ``step`` is the last of them even if nobody had come to log it.
+
+        Raises:
+            RunLogError: the file can't be read or written; the one before it is untouched.
+        """
+        logged = read_metrics(self.metrics_path) if self.metrics_path.exists() else []
+        history = [] if step is None else [one for one in logged if one.step < step.step] + [step]
+        part = self.metrics_path.with_suffix(".part")
+        with os_errors(self.metrics_path):
+            part.write_bytes(b"".join(msgspec.json.encode(one.flat()) + b"\n" for one in history))
+            part.replace(self.metrics_path)
+        return history
 
     def log_step(self, metrics: StepMetrics) -> None:
         """Append one line to ``metrics.jsonl``.

@@ -47,6 +47,10 @@ class StepMetrics:
             row[f"reward_count/{role}"] = stats.count
         return {**row, **self.values}
 
+    def as_json(self) -> dict[str, float | None]:
+        """``flat`` with None for what is not a number, which JSON has no word for."""
+        return {name: value if math.isfinite(value) else None for name, value in self.flat().items()}
+
     @classmethod
     def from_flat(cls, row: Mapping[str, float | None]) -> Self:
         """The inverse of ``flat``; None, as JSON has no other way to say it, is NaN.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,8 +16,8 @@ from selfplay_ray.runlog.metrics import StepMetrics
 class WandbLogger:
     """Logs every step to a Weights & Biases run whose files lie in ``folder``/wandb.
 
-    ``WANDB_MODE=offline`` keeps everything on this machine. Only metrics and the configuration are logged:
-    no code, no git remote, nothing of what the terminal shows.
+    A run that is resumed goes on there as well. ``WANDB_MODE=offline`` keeps everything on this machine. Only metrics
+    and the configuration are logged: no code, no git remote, nothing of what the terminal shows.
 
     Raises:
         ConfigError: wandb isn't installed, or refuses the run (no API key, say).
@@ -35,6 +36,8 @@ class WandbLogger:
             self._run = wandb.init(
                 project=project,
                 name=run_name,
+                id=_run_id(folder),
+                resume="allow",
                 config=config.model_dump(mode="json"),
                 dir=folder,
                 settings=settings,
@@ -50,6 +53,14 @@ class WandbLogger:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """The run's name to Weights & Biases, which must know it again: kept in its folder."""
+    file = folder / "wandb-id"
+    if not file.exists():
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 def wandb_logger(config: RunConfig, run: RunLog) -> WandbLogger | None:

@@ -8,32 +8,45 @@ from dataclasses import dataclass, field
 from selfplay_ray.arena import Arena, group_name
 from selfplay_ray.config import RunConfig
 from selfplay_ray.error_budget import ErrorBudget
+from selfplay_ray.scheduling.coordinator_state import (
+    CoordinatorState,
+    decode_state,
+    encode_pending,
+    encode_state,
+)
 from selfplay_ray.scheduling.messages import Orders, Report
 from selfplay_ray.scheduling.scheduler import Scheduler
-from selfplay_ray.types import GenerateResult, RolloutGroup
+from selfplay_ray.types import EpisodeRequest, GenerateResult, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
 class CreditedGroup:
-    """A complete group, ready to be learned from, and the trees of the ``batch`` it was made of."""
+    """A complete group, ready to be learned from, and the trees of the ``batch`` it was made of.
+
+    ``state`` is the coordinator's once the group was credited: kept with the group, it lets a run go on from there.
+    """
 
     batch: int
     group: RolloutGroup
     results: list[GenerateResult]
+    state: bytes
 
 
 @dataclass(slots=True)
 class _PendingGroup:
-    """A group of root requests in order, and the results that are in."""
+    """A group of root requests in order, and the results that are in. ``admitted_at`` is how many roots had been
+    admitted before its batch."""
 
     name: str
     batch: int
-    request_ids: list[str] = field(default_factory=list)
+    admitted_at: int
+    requests: list[EpisodeRequest] = field(default_factory=list)
     results: dict[str, GenerateResult] = field(default_factory=dict)
+    encoded: bytes = b""
 
     @property
     def complete(self) -> bool:
-        return len(self.results) == len(self.request_ids)
+        return len(self.results) == len(self.requests)
 
 
 class Coordinator:
@@ -42,8 +55,9 @@ class Coordinator:
         (max_staleness + version + 1) * batch_size
 
     have been admitted in all, so that nothing is generated that would be too old when its turn comes (Fu et
-    al. 2025, AReaL, section 4.1), and never more than ``num_steps`` need. With ``max_staleness`` 0 groups are
-    credited in the order of their requests, so that a run can be repeated to the bit.
+    al. 2025, AReaL, section 4.1), and never more than ``num_steps`` need; where a step needs more than its batch,
+    ``extend`` lets in more. With ``max_staleness`` 0 groups are credited in the order of their requests, so that a
+    run can be repeated to the bit.
     """
 
     def __init__(self, arena: Arena, config: RunConfig) -> None:
@@ -53,10 +67,12 @@ class Coordinator:
         self.budget = ErrorBudget(config.error_budget)
         self._batch_size = config.batch_size
         self._max_staleness = config.max_staleness
-        self._total = config.num_steps * config.batch_size
+        self._num_steps = config.num_steps
         self._admitted = 0
         self._batches = 0
+        self._extra: dict[int, int] = {}  # version -> batches beside its own
         self._pending: dict[str, _PendingGroup] = {}  # in the order of admission
+        self._restored: list[_PendingGroup] = []  # those of them whose turn hasn't come again
         self._group_of: dict[str, str] = {}  # root request id -> group name
         arena.configure(config)
 
@@ -64,6 +80,10 @@ class Coordinator:
     def done(self) -> bool:
         """Whether everything the run will ever ask for has been played and credited."""
         return self._admitted >= self._total and not self._pending
+
+    def extend(self, version: int, batches: int) -> None:
+        """Play ``batches`` more than its own for the step that policy ``version`` takes; may be said twice."""
+        self._extra[version] = max(batches, self._extra.get(version, 0))
 
     def handle(self, worker: str, report: Report) -> None:
         """Take in a worker's report.
@@ -93,23 +113,78 @@ class Coordinator:
         for pending in list(self._pending.values()):
             if pending.complete:
                 del self._pending[pending.name]
-                results = [pending.results[request_id] for request_id in pending.request_ids]
+                results = [pending.results[request.id] for request in pending.requests]
                 group = self.arena.credit_group(pending.name, results)
-                credited.append(CreditedGroup(pending.batch, group, results))
+                credited.append(CreditedGroup(pending.batch, group, results, self.state()))
             elif self._max_staleness == 0:
                 break
         return credited
 
+    # What a run keeps
+
+    def state(self) -> bytes:
+        """Everything but the results of groups that aren't complete; those are played again."""
+        return encode_state(
+            CoordinatorState(
+                arena=self.arena.state_dict(),
+                admitted=self._admitted,
+                batches=self._batches,
+                finished=self.budget.finished,
+                failed=self.budget.failed,
+                extra=self._extra,
+                pending=[pending.encoded for pending in self._pending.values()],
+            )
+        )
+
+    def restore(self, content: bytes) -> None:
+        """Go on from what ``state`` gave, before anything was admitted.
+
+        Requests that were in flight are sent again, with the ids they had, at the version they had waited for.
+
+        Raises:
+            ConfigError: the arena, or a request, held something that could not be kept.
+        """
+        state, pending_groups = decode_state(content)
+        self.arena.load_state_dict(state.arena)
+        self._admitted, self._batches, self._extra = state.admitted, state.batches, dict(state.extra)
+        self.budget.finished, self.budget.failed = state.finished, state.failed
+        for kept in pending_groups:
+            group = _PendingGroup(kept.name, kept.batch, kept.admitted_at, list(kept.requests))
+            self._pend(group)
+            self._restored.append(group)
+
+    # How
+
+    @property
+    def _total(self) -> int:
+        return (self._num_steps + sum(self._extra.values())) * self._batch_size
+
+    def _limit(self) -> int:
+        """How many roots may be admitted in all, now."""
+        extra = sum(batches for version, batches in self._extra.items() if version <= self.version)
+        return min((self._max_staleness + self.version + 1 + extra) * self._batch_size, self._total)
+
     def _admit(self) -> None:
-        limit = min((self._max_staleness + self.version + 1) * self._batch_size, self._total)
+        limit = self._limit()
+        while self._restored and self._restored[0].admitted_at < limit:
+            self._submit(self._restored.pop(0))
         while self._admitted < limit:
+            groups: dict[str, _PendingGroup] = {}
             requests = self.arena.next_batch()
             for request in requests:
                 name = group_name(self._batches, request.group)
-                self._pending.setdefault(name, _PendingGroup(name, self._batches)).request_ids.append(
-                    request.id
-                )
-                self._group_of[request.id] = name
-            self.scheduler.submit([self.arena.resolve_artifact(request) for request in requests])
+                group = groups.setdefault(name, _PendingGroup(name, self._batches, self._admitted))
+                group.requests.append(self.arena.resolve_artifact(request))
             self._admitted += len(requests)
             self._batches += 1
+            for group in groups.values():
+                self._pend(group)
+                self._submit(group)
+
+    def _pend(self, group: _PendingGroup) -> None:
+        group.encoded = encode_pending(group.name, group.batch, group.admitted_at, group.requests)
+        self._pending[group.name] = group
+
+    def _submit(self, group: _PendingGroup) -> None:
+        self._group_of.update({request.id: group.name for request in group.requests})
+        self.scheduler.submit(group.requests)

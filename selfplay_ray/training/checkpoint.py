@@ -85,6 +85,19 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise TrainingError(f"checkpoint {folder} is damaged: {error}") from error
 
 
+def read_extra(folder: Path) -> dict[str, Any]:
+    """The ``extra`` of a checkpoint, without reading the rest of it.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    try:
+        extra = json.loads((folder / STATE).read_text(encoding="utf-8"))["extra"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"checkpoint {folder} is damaged: {error}") from error
+    return cast("dict[str, Any]", extra)
+
+
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     adapter = checkpoint.adapter
     save_adapter(folder / ADAPTER, adapter.weights, adapter.settings, adapter.version)

@@ -113,7 +113,7 @@ class IdleLearner:
         records, stale = fresh_records(lease.groups, self.version, 1_000_000)
         self.version += 1
         ray.get(self.peers.broadcaster.publish.remote({}, self.version))
-        ray.get(self.peers.queue.ack.remote(lease.id))
+        ray.get(self.peers.queue.ack.remote(lease.id, self.version))
         return step_metrics(
             step=self.version,
             version=self.version,

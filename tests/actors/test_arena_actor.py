@@ -29,9 +29,20 @@ class Playing(Arena):
         return self.batch(self._batches)
 
 
+class NewQueue:
+    """The handle of a queue in which nothing was put."""
+
+    @property
+    def state(self) -> NewQueue:
+        return self
+
+    async def remote(self) -> None:
+        return None
+
+
 async def started(arena: Arena, folder: Path) -> ArenaActor:
     actor = ArenaActor(ActorContext("arena-0", RunConfig(batch_size=2, num_steps=3), arena, folder))
-    await actor.connect(Peers(None, None, None, None, {}, [], []))
+    await actor.connect(Peers(None, NewQueue(), None, None, {}, [], []))
     await actor.start()
     return actor
 

@@ -256,3 +256,86 @@ def test_a_wrong_batch_is_said_before_anything_runs():
     coordinator = Coordinator(arena, RunConfig())
     with pytest.raises(ConfigError, match=r"Empty.get_batch\(\) returned no requests"):
         coordinator.take_orders()
+
+
+# Going on
+
+
+def plain_groups(index: int) -> str:
+    return str(index % 2)
+
+
+@given(st.integers(0, 2), st.integers(0, 11), st.integers(0, 3))
+def test_what_goes_on_from_any_group_ends_as_what_was_never_interrupted(lag, stop_after, behind):
+    """Played one after the other, a version a batch; stopped after some group was journalled."""
+    settings = {"max_staleness": lag, "num_steps": 3, "batch_size": 4}
+
+    def play(coordinator: Coordinator, journal: list[CreditedGroup], groups_at_most: int) -> None:
+        waiting: list[Assignment] = []
+        while len(journal) < groups_at_most and not coordinator.done:
+            waiting += admitted(coordinator)
+            if waiting:
+                assignment = waiting.pop(0)
+                coordinator.handle("w", played(assignment, reward=hash(assignment.request.id) % 7))
+            journal += coordinator.take_groups()
+            coordinator.version = max(coordinator.version, len(journal) // 2)
+
+    through: list[CreditedGroup] = []
+    play(coordinator_of(plain_groups, **settings), through, 99)
+    journal: list[CreditedGroup] = []
+    play(coordinator_of(plain_groups, **settings), journal, stop_after)
+    resumed = coordinator_of(plain_groups, **settings)
+    if journal:
+        resumed.restore(journal[-1].state)
+    resumed.version = max(0, len(journal) // 2 - behind)  # the checkpoint may be older than the journal
+    untrained = len(journal)
+    first = admitted(resumed)
+    limit = (lag + resumed.version + 1) * 4
+    assert all(int(a.request.id[1:7]) * 4 < limit for a in first)
+    resumed.version = untrained // 2
+    for assignment in [*first, *admitted(resumed)]:
+        resumed.handle("w", played(assignment, reward=hash(assignment.request.id) % 7))
+        journal += resumed.take_groups()
+    play(resumed, journal, 99)
+    assert sorted(groups(journal).items()) == sorted(groups(through).items())
+    assert resumed.done
+    assert resumed.budget.finished == 12
+    assert resumed.arena.state_dict()["batches"] == 3
+
+
+def test_a_step_that_needs_more_gets_more_and_asking_twice_gets_no_more():
+    coordinator = coordinator_of(num_steps=1)
+    assert len(admitted(coordinator)) == 2
+    coordinator.extend(0, 1)
+    coordinator.extend(0, 1)
+    assert len(admitted(coordinator)) == 2
+    assert admitted(coordinator) == []
+
+
+def test_what_a_later_version_was_given_waits_for_it():
+    coordinator = coordinator_of(num_steps=3)
+    coordinator.extend(1, 2)
+    assert len(admitted(coordinator)) == 2
+    coordinator.version = 1
+    assert len(admitted(coordinator)) == 2 + 2 * 2
+
+
+class Plaything:
+    """Nothing that a journal can keep."""
+
+
+@pytest.mark.parametrize("where", ["request", "store"])
+def test_what_a_journal_cannot_keep_stops_the_resumed_run_alone(where):
+    coordinator = coordinator_of(plain_groups)
+    if where == "store":
+        coordinator.arena.add_store("toys").add(Artifact("toy", Plaything()))
+    else:
+        coordinator.arena.get_batch = lambda: [
+            EpisodeRequest("play", Plaything() if index else 0, group=str(index)) for index in range(2)
+        ]
+    coordinator.handle("w", played(admitted(coordinator)[0]))
+    (first,) = coordinator.take_groups()
+    with pytest.raises(ConfigError, match=r"can't be resumed: .* holds a Plaything.*text, numbers"):
+        coordinator_of(plain_groups).restore(first.state)
+    with pytest.raises(ConfigError, match="another version"):
+        coordinator_of().restore(b"\x01")

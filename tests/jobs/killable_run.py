@@ -1,0 +1,223 @@
+"""A run that ends itself by ``kill -9``, at a named point of a step: ``killable_run.py FOLDER MODEL POINT STEP``.
+
+Everything dies at once, as when a machine goes down: the driver, Ray and all actors. Without a point it runs on.
+"""
+
+from __future__ import annotations
+
+import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
+
+# isort: split
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from processes import end, family
+from ray import cloudpickle
+
+from selfplay_ray import Arena, Artifact, EpisodeRequest, RAECredit, Role
+from selfplay_ray.actors.arena import ArenaActor
+from selfplay_ray.actors.learner import Learner
+from selfplay_ray.actors.protocols import ActorContext, Peers
+from selfplay_ray.actors.replay_queue import ReplayQueue
+from selfplay_ray.actors.rollout_worker import RolloutWorker
+from selfplay_ray.actors.run import train
+from selfplay_ray.actors.spec import ClusterSpec
+from selfplay_ray.actors.weight_broadcaster import WeightBroadcaster
+from selfplay_ray.config import RunConfig
+from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.replay import Lease
+from selfplay_ray.rubric import Rubric
+from selfplay_ray.runtime import ModelClient
+from selfplay_ray.scheduling.coordinator import CreditedGroup
+from selfplay_ray.training import checkpoint
+from selfplay_ray.types import Completion, GenerateResult, ModelCall, Rollout, RolloutGroup
+
+POINTS = (
+    "in a model call",
+    "before a group is put",
+    "after a group is put",
+    "after the lease",
+    "in the optimizer",
+    "before the acknowledgement",
+    "after the acknowledgement",
+    "in publishing",
+    "in a checkpoint",
+    "after a checkpoint",
+)
+
+NUM_STEPS, CHECKPOINT_EVERY = 12, 2
+
+
+def die_at(point: str, version: int) -> None:
+    """End the whole run, if it is to end here."""
+    driver, wanted, step = os.environ["KILL_DRIVER"], os.environ["KILL_POINT"], int(os.environ["KILL_STEP"])
+    if (point, version) != (wanted, step):
+        return
+    doomed = family(int(driver))
+    for pid in (int(driver), *(doomed - {int(driver), os.getpid()}), os.getpid()):
+        end(pid)
+
+
+def variety(rollout: Rollout, arena: Arena) -> dict[str, float]:
+    """Something that differs from sample to sample, whatever a random model says."""
+    return {step.role_id: sum(step.completion_token_ids) % 11 / 10 for step in rollout.steps}
+
+
+class Speak(Episode):
+    """One role says something, after two children if its artifact says so."""
+
+    rubric = Rubric([variety])
+
+    async def rollout(self, arena: Arena, artifact: int, state: EpisodeState) -> EpisodeState:
+        if artifact > 0:
+            await arena.generate_rollouts([EpisodeRequest("speak", artifact - 1)] * 2)
+        await self.call_model("Speaker", f"Say something about {artifact}.", arena)
+        return state
+
+
+class LearningArena(Arena):
+    """What it plays depends on what came of it before: artifacts are drawn from a store that rewards change."""
+
+    def __init__(self) -> None:
+        super().__init__(credit_assigner=RAECredit(decay=0.9))
+        self.add_role(Role("Speaker", max_tokens=6))
+        self.add_episode("speak", Speak())
+        store = self.add_store("topics")
+        for topic in range(3):
+            store.add(Artifact(str(topic), topic))
+
+    def get_batch(self) -> Sequence[EpisodeRequest]:
+        drawn = self.stores["topics"].sample(self.batch_size, weighted=True)
+        return [
+            EpisodeRequest("speak", artifact.data, group=str(index % 2))
+            for index, artifact in enumerate(drawn)
+        ]
+
+    def score_group(self, results: Sequence[GenerateResult]) -> None:
+        for result in results:
+            topic = result.rollout.artifact
+            weight = 1 + result.rollout.rewards["Speaker"]
+            self.stores["topics"].add(Artifact(str(topic), topic, weight))
+
+
+class DyingClient:
+    """Dies instead of asking the model."""
+
+    def __init__(self, client: ModelClient) -> None:
+        self._client = client
+
+    async def complete(self, call: ModelCall) -> Completion:
+        die_at("in a model call", self.get_policy_version() + 1)
+        return await self._client.complete(call)
+
+    def get_policy_version(self) -> int:
+        return self._client.get_policy_version()
+
+
+class DyingWorker(RolloutWorker):
+    def make_client(self, peers: Peers) -> ModelClient:
+        return DyingClient(super().make_client(peers))
+
+
+class DyingArena(ArenaActor):
+    async def _put(self, credited: CreditedGroup) -> None:
+        die_at("before a group is put", credited.batch + 1)
+        await super()._put(credited)
+
+
+class DyingQueue(ReplayQueue):
+    def put(self, group: RolloutGroup, state: bytes | None = None) -> bool:
+        put = super().put(group, state)
+        die_at("after a group is put", int(group.id.split("/")[0].removeprefix("batch-")) + 1)
+        return put
+
+    def ack(self, lease_id: str, version: int) -> None:
+        die_at("before the acknowledgement", version)
+        super().ack(lease_id, version)
+        die_at("after the acknowledgement", version)
+
+    def forget(self, version: int) -> None:
+        # The oldest of the two that are kept: the newest is the one just written.
+        die_at("after a checkpoint", version + CHECKPOINT_EVERY)
+        super().forget(version)
+
+
+class DyingBroadcaster(WeightBroadcaster):
+    async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        await self._peers.engines[0].load_adapter.remote(weights, version)
+        die_at("in publishing", version)
+        await super().publish(weights, version)
+
+
+class DyingLearner(Learner):
+    def __init__(self, context: ActorContext) -> None:
+        super().__init__(context)
+        put_in_place = checkpoint._put_in_place
+
+        def dying(unfinished: Path, folder: Path) -> None:
+            die_at("in a checkpoint", self._trainer.version)
+            put_in_place(unfinished, folder)
+
+        checkpoint._put_in_place = dying
+
+    def connect(self, peers: Peers) -> None:
+        super().connect(peers)
+        optimizer = self._trainer.optimizer
+        apply_gradients = optimizer.apply_gradients
+
+        def dying(*arguments: object) -> object:
+            updated = apply_gradients(*arguments)
+            die_at("in the optimizer", self._trainer.version + 1)
+            return updated
+
+        optimizer.apply_gradients = dying
+
+    def _next_lease(self) -> Lease | None:
+        lease = super()._next_lease()
+        die_at("after the lease", self._trainer.version + 1)
+        return lease
+
+
+def configuration(folder: Path, model: Path) -> RunConfig:
+    return RunConfig(
+        name=folder.name,
+        output_dir=folder.parent,
+        resume=folder if folder.exists() else None,
+        model_path=str(model),
+        num_steps=NUM_STEPS,
+        batch_size=4,
+        max_staleness=0,
+        max_tokens=6,
+        lora_rank=2,
+        lr=1e-2,
+        checkpoint_every=CHECKPOINT_EVERY,
+        keep_checkpoints=2,
+        step_timeout=60,
+    )
+
+
+def main() -> None:
+    folder, model, point, step = sys.argv[1:]
+    environment = {"KILL_DRIVER": str(os.getpid()), "KILL_POINT": point, "KILL_STEP": step}
+    os.environ.update(environment)  # Ray hands it to the actors
+    config = configuration(Path(folder), Path(model))
+    spec = ClusterSpec.from_config(config)
+    places = {
+        "arena": DyingArena,
+        "queue": DyingQueue,
+        "learner": DyingLearner,
+        "broadcaster": DyingBroadcaster,
+        "worker": DyingWorker,
+    }
+    dying = {place: replace(getattr(spec, place), cls=cls, env=environment) for place, cls in places.items()}
+    train(LearningArena(), config, "speak", replace(spec, **dying))
+
+
+if __name__ == "__main__":
+    cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+    cloudpickle.register_pickle_by_value(sys.modules["processes"])
+    main()

@@ -1,0 +1,101 @@
+"""A run that is killed again and again, and resumed each time, ends as one that was left alone: to the bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from killable_run import CHECKPOINT_EVERY, NUM_STEPS, POINTS
+
+from selfplay_ray.lora import load_adapter
+from selfplay_ray.replay import ReplayBuffer
+from selfplay_ray.runlog.folder import RunLog, read_metrics
+from selfplay_ray.runlog.rollouts import read_rollouts
+from selfplay_ray.scheduling.coordinator_state import decode_state
+from selfplay_ray.training.checkpoint import read_checkpoint
+from selfplay_ray.training.checkpoint_folder import checkpoint_path, checkpoint_versions
+
+PROGRAM = Path(__file__).with_name("killable_run.py")
+
+MEASURED = ("time/", "generation/", "train/seconds", "train/ratio_lag0")
+"""What no two runs have in common: times, and how the sampler's last bits were rounded."""
+
+
+FEW_POINTS = ("in a model call", "after the acknowledgement", "in publishing", "in a checkpoint")
+"""A third of the time. ``KILL_POINTS=all`` kills at all of them."""
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path, environment: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "left-alone"
+    assert run(folder, tiny, environment) == 0
+    return folder
+
+
+def run(folder: Path, model: Path, environment: dict[str, str], point: str = "", step: int = 0) -> int:
+    """Run, or go on, until the end or the point; the exit code."""
+    path = os.pathsep.join([environment["PYTHONPATH"], str(PROGRAM.parent)])
+    process = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder), str(model), point, str(step)],
+        env={**environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    if process.returncode not in (0, -9):
+        raise AssertionError(process.stdout + process.stderr)
+    return process.returncode
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """Its metrics, but for what is measured."""
+    steps = read_metrics(RunLog(folder).metrics_path)
+    return [
+        {name: value for name, value in metrics.flat().items() if not name.startswith(MEASURED)}
+        for metrics in steps
+    ]
+
+
+def arena_state(folder: Path) -> object:
+    with ReplayBuffer(RunLog(folder).replay_path) as journal:
+        content = journal.state()
+    assert content is not None
+    return decode_state(content)
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert numbers(folder) == numbers(other)
+    assert [one["step"] for one in numbers(folder)] == list(range(1, NUM_STEPS + 1))
+    for version in range(1, NUM_STEPS + 1):
+        ours, theirs = (load_adapter(RunLog(one).adapter_path(version)).weights for one in (folder, other))
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours), f"adapter {version} differs"
+    ours, theirs = (
+        read_checkpoint(checkpoint_path(RunLog(one).checkpoints_dir, NUM_STEPS)) for one in (folder, other)
+    )
+    assert ours.optimizer.keys() == theirs.optimizer.keys()
+    assert all(np.array_equal(ours.optimizer[name], theirs.optimizer[name]) for name in ours.optimizer)
+    assert arena_state(folder) == arena_state(other)
+    with ReplayBuffer(RunLog(folder).replay_path) as journal:
+        assert journal.counts().queued == journal.counts().leased == 0
+        assert journal.counts().acked_roots == NUM_STEPS * 4
+
+
+@pytest.mark.timeout(1200)
+def test_killed_at_many_points_of_the_loop(
+    tmp_path: Path, tiny: Path, environment: dict[str, str], left_alone: Path
+):
+    folder = tmp_path / "killed"
+    for step, point in enumerate(POINTS if os.environ.get("KILL_POINTS") == "all" else FEW_POINTS, start=1):
+        step += step % CHECKPOINT_EVERY if "checkpoint" in point else 0
+        assert run(folder, tiny, environment, point, step) == -9, f"{point} of step {step} was not reached"
+    assert run(folder, tiny, environment) == 0
+    assert_same_run(folder, left_alone)
+    assert checkpoint_versions(RunLog(folder).checkpoints_dir) == [NUM_STEPS - 2, NUM_STEPS]
+    ids = {row.tree.id for row in read_rollouts(RunLog(folder).rollouts_path)}
+    assert ids == {row.tree.id for row in read_rollouts(RunLog(left_alone).rollouts_path)}
