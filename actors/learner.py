@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import ray
 
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
+from selfplay_ray.errors import TrainingError
 from selfplay_ray.inference.requests import EngineStats
 from selfplay_ray.lora import save_adapter
 from selfplay_ray.models import resolve_model
 from selfplay_ray.replay import Lease, fresh_records
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
-from selfplay_ray.training.checkpoint_folder import METRICS, checkpoint_path, load_newest, prune
+from selfplay_ray.training.active_sampling import trainable, why_nothing
+from selfplay_ray.training.checkpoint_folder import (
+    METRICS,
+    checkpoint_path,
+    checkpoint_versions,
+    load_newest,
+    prune,
+)
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1
@@ -37,21 +46,28 @@ class Learner:
         self._peers = peers
         self._log.adapters_dir.mkdir(exist_ok=True)
         settings = TrainerSettings.from_config(config)
+        if checkpoint_versions(self._log.checkpoints_dir):
+            settings = replace(settings, adapter=None)  # that it began with, and need not be there any more
         self._lora = settings.lora
         self._trainer = Trainer(resolve_model(config.model_path), settings)
         kept = load_newest(self._log.checkpoints_dir, self._trainer.load) or {}
         self._roots: int = kept.get("roots", 0)  # that were trained on
+        self._extra: int = kept.get("extra_batches", 0)  # played because there was too little to train on
         self._generated = Meter()
         ray.get(peers.queue.rewind.remote(self._trainer.version))
         ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
 
     def step(self) -> StepMetrics | None:
-        """Wait for a batch, train on it, acknowledge, publish. None when nothing is left to train on."""
-        started = time.monotonic()
+        """Wait for a batch, train on it, acknowledge, publish. None when nothing is left to train on.
+
+        Raises:
+            TrainingError: also several batches had nothing to train on; says why.
+        """
+        started, extra = time.monotonic(), self._extra
         lease = self._next_lease()
         if lease is None:
             return None
-        waited = time.monotonic() - started
+        waited, extra = time.monotonic() - started, self._extra - extra
         self._roots += sum(group.roots for group in lease.groups)
         records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
         trained = self._trainer.train_step(records)
@@ -66,7 +82,7 @@ class Learner:
             groups=lease.groups,
             records=records,
             dropped_stale=stale,
-            train=trained.flat(),
+            train={**trained.flat(), "extra_batches": extra},
             tokens_per_second=tokens_per_second,
             learner_wait_seconds=waited,
             engine_wait_seconds=swap_seconds,
@@ -75,12 +91,30 @@ class Learner:
         return metrics
 
     def _next_lease(self) -> Lease | None:
+        """The next batch, and as many more as it takes to have enough to train on; None when nothing is left."""
+        version, extra = self._trainer.version, 0
+        while lease := self._wait_for_lease():
+            records, stale = fresh_records(lease.groups, version, self._config.max_staleness)
+            enough = trainable(records, every=self._trainer.objective.needs_every_record)
+            if enough >= self._config.min_trainable or (enough and extra == self._config.max_extra_batches):
+                return lease
+            if extra == self._config.max_extra_batches:
+                raise TrainingError(
+                    f"step {version + 1}: {why_nothing(lease.groups, records, stale)}. Grade the reward more finely, "
+                    "or let more be played for a step (max_extra_batches)"
+                )
+            extra, self._extra = extra + 1, self._extra + 1
+            ray.get(self._peers.queue.release.remote(lease.id))  # it comes again, with the next one
+            ray.get(self._peers.arena.extend.remote(version, extra))
+        return None
+
+    def _wait_for_lease(self) -> Lease | None:
         """The next batch; when the arena is done, whatever is left; None when that is nothing.
 
         Groups are leased whole. What a step leases beyond its batch the next one asks less, so that a run of
         groups of any size takes as many steps as it plays batches.
         """
-        wanted = (self._trainer.version + 1) * self._config.batch_size - self._roots
+        wanted = (self._trainer.version + 1 + self._extra) * self._config.batch_size - self._roots
         while True:
             status: ArenaStatus = ray.get(self._peers.arena.status.remote())
             lease: Lease | None = ray.get(self._peers.queue.lease.remote(wanted))
@@ -102,9 +136,8 @@ class Learner:
         version, folder = self._trainer.version, self._log.checkpoints_dir
         if version % self._config.checkpoint_every and version != self._config.num_steps:
             return
-        self._trainer.save(
-            checkpoint_path(folder, version), {"roots": self._roots, METRICS: metrics.as_json()}
-        )
+        kept = {"roots": self._roots, "extra_batches": self._extra, METRICS: metrics.as_json()}
+        self._trainer.save(checkpoint_path(folder, version), kept)
         oldest = prune(folder, self._config.keep_checkpoints, self._config.best_metric)
         ray.get(self._peers.queue.forget.remote(oldest))
 

@@ -32,6 +32,9 @@ class ReplayQueue:
     def ack(self, lease_id: str, version: int) -> None:
         self._buffer.ack(lease_id, version)
 
+    def release(self, lease_id: str) -> None:
+        self._buffer.release(lease_id)
+
     def forget(self, version: int) -> None:
         self._buffer.forget(version)
 

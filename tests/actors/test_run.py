@@ -18,7 +18,7 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 from selfplay_ray.config_sources import load_config
 from selfplay_ray.episode import EpisodeState
-from selfplay_ray.errors import ConfigError, ModelError
+from selfplay_ray.errors import ConfigError, ModelError, TrainingError
 from selfplay_ray.lora import load_adapter
 from selfplay_ray.replay import ReplayBuffer
 from selfplay_ray.rubric import Rubric
@@ -166,6 +166,35 @@ def test_a_run_of_groups_of_different_sizes_takes_all_its_steps(short_run: Confi
     assert [metrics.step for metrics in history] == [1, 2, 3, 4]
     assert sum(metrics.finished for metrics in history) == 16
     assert checkpoint_versions(config.output_dir / "run" / "checkpoints") == [4]  # which the last step leaves
+
+
+def now_and_then(rollout: Rollout, arena: Arena) -> dict[str, float]:
+    """Differs from sample to sample in every third batch alone."""
+    said = sum(rollout.steps[0].completion_token_ids) % 11 / 10
+    return {"Speaker": said if int(rollout.id[1:7]) % 3 == 2 else 0.5}
+
+
+class NowAndThen(games.Speak):
+    rubric = Rubric([now_and_then])
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_step_waits_for_something_to_train_on(short_run: Config, max_staleness: int):
+    config = short_run(num_steps=2, batch_size=3, max_staleness=max_staleness, max_extra_batches=2)
+    history = train(games.SpeakArena(NowAndThen()), config)
+    assert [metrics.values["train/extra_batches"] for metrics in history] == [2, 2]
+    assert [metrics.values["train/records"] for metrics in history] == [3, 3]
+    assert sorted(tree.tree.id for tree in rollouts(config)) == [
+        f"b{b:06d}.{i}" for b in range(6) for i in range(3)
+    ]
+
+
+def test_where_nothing_can_be_trained_on_the_run_says_why(short_run: Config):
+    config = short_run(num_steps=2, batch_size=3, max_extra_batches=1)
+    with pytest.raises(
+        TrainingError, match=r"step 1: 6 root episodes left nothing .* Speaker 0.5 \(± 0, 6\)"
+    ):
+        train(games.SpeakArena(NowAndThen()), config)
 
 
 async def ask(rollout: Rollout, arena: Arena) -> dict[str, float]:
