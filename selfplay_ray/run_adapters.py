@@ -12,7 +12,7 @@ from selfplay_ray.config_sources import read_toml
 from selfplay_ray.errors import AdapterError, ConfigError
 from selfplay_ray.runlog.folder import RunLog
 
-ADAPTER_FILE = re.compile(r"v(\d+)\.safetensors")
+VERSION = re.compile(r"v(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,30 @@ def find_adapter(source: Path, version: int | None = None) -> RunAdapter:
     if source.is_file():
         if version is not None:
             raise ConfigError(f"{source} is one adapter; a version is picked among those of a run's folder")
-        return RunAdapter(source, _model_of(source.absolute().parent.parent))
+        runs = source.absolute().parents[1:3]  # of adapters/FILE, and of checkpoints/VERSION/FILE
+        return RunAdapter(source, next((model for run in runs if (model := _model_of(run))), None))
     log = RunLog(source)
     if not log.config_path.is_file():
         raise ConfigError(
             f"there is no run and no adapter at {source}; give a run's folder (runs/NAME) or an adapter's file"
         )
-    versions = adapter_versions(log)
-    if not versions:
-        raise AdapterError(f"the run in {source} has no adapter yet; the first is there after its first step")
-    chosen = versions[-1] if version is None else version
-    if chosen not in versions:
-        raise ConfigError(f"the run in {source} has no version {chosen}; it has {ranges(versions)}")
-    return RunAdapter(log.adapter_path(chosen), _model_of(source))
+    files = _files(log)
+    if not files:
+        raise AdapterError(
+            f"the run in {source} has no adapter yet; the first is there after its first step, or where all weights "
+            "are trained after its first checkpoint"
+        )
+    chosen = max(files) if version is None else version
+    if chosen not in files:
+        raise ConfigError(f"the run in {source} has no version {chosen}; it has {ranges(sorted(files))}")
+    return RunAdapter(files[chosen], _model_of(source))
 
 
-def adapter_versions(log: RunLog) -> list[int]:
-    """The versions whose adapters are there, in ascending order."""
-    names = (ADAPTER_FILE.fullmatch(path.name) for path in log.adapters_dir.glob("*"))
-    return sorted(int(name[1]) for name in names if name)
+def _files(log: RunLog) -> dict[int, Path]:
+    """Where each version is. Where all weights are trained only checkpoints hold them."""
+    kept = {path.stem: path for path in log.adapters_dir.glob("v*.safetensors")}
+    kept = kept or {path.parent.name: path for path in log.checkpoints_dir.glob("v*/adapter.safetensors")}
+    return {int(name[1]): path for stem, path in kept.items() if (name := VERSION.fullmatch(stem))}
 
 
 def ranges(numbers: Iterable[int]) -> str:

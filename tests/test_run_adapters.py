@@ -55,7 +55,7 @@ def test_where_there_is_no_run_or_none_that_has_got_anywhere(tmp_path: Path):
     log = RunLog.create(tmp_path, "new", "task")
     log.write_config(RunConfig())
     with pytest.raises(
-        AdapterError, match=r"new has no adapter yet; the first is there after its first step$"
+        AdapterError, match=r"new has no adapter yet; the first is there after its first step, or "
     ):
         find_adapter(log.folder)
 
@@ -76,3 +76,25 @@ def test_ranges():
 def test_ranges_lose_nothing(numbers: set[int]):
     spans = [span.split("-") for span in ranges(sorted(numbers)).split(", ") if span]
     assert [n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)] == sorted(numbers)
+
+
+def test_where_all_weights_are_trained_checkpoints_hold_them(tmp_path: Path):
+    log = RunLog.create(tmp_path, "whole", "task")
+    log.write_config(RunConfig(model_path="org/model", lora_rank=0))
+    log.adapters_dir.mkdir()
+    with pytest.raises(AdapterError, match="has no adapter yet"):
+        find_adapter(log.folder)
+    for name in ("v000010", "v000020", ".v000030.7.unfinished"):
+        folder = log.checkpoints_dir / name
+        folder.mkdir(parents=True)
+        (folder / "adapter.safetensors").touch()
+    last = RunAdapter(log.checkpoints_dir / "v000020" / "adapter.safetensors", "org/model")
+    assert find_adapter(log.folder) == last
+    with pytest.raises(ConfigError, match="has no version 30; it has 10, 20"):
+        find_adapter(log.folder, 30)
+    assert find_adapter(last.path) == last
+
+
+def test_a_file_at_the_root_of_everything_lies_in_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name == "a.safetensors")
+    assert find_adapter(Path("/a.safetensors")) == RunAdapter(Path("/a.safetensors"), None)

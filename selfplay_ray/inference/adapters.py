@@ -100,8 +100,7 @@ class Adapters:
     """The adapters loaded on ``model``, by name; the base model under None. Single-threaded but for ``find``.
 
     With ``settings`` None the model takes none, and ``LIVE`` is the base model. With a rank of 0 ``LIVE`` is all the
-    model's own weights, so that there is neither another adapter nor, once they have changed, a base model; and who
-    keeps arrays of the model's (``np.asarray(layer.weight)``) must take them anew when ``changes`` of ``LIVE`` rises.
+    model's own weights, so that there is neither another adapter nor, once they have changed, a base model.
     """
 
     def __init__(self, model: nn.Module, settings: LoRASettings | None, max_adapters: int) -> None:
@@ -118,6 +117,11 @@ class Adapters:
             self.shapes = {name: weight.shape for name, weight in read_adapter(model).items()}
             self._replace_layers(model)
             self._whole = None if settings.rank else model
+
+    @property
+    def whole(self) -> bool:
+        """Whether ``LIVE`` is all weights of the model, whose arrays are others then whenever it was loaded."""
+        return self._whole is not None
 
     @property
     def versions(self) -> dict[str, int]:

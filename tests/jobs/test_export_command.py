@@ -101,7 +101,8 @@ def test_a_run_that_has_not_taken_a_step(tmp_path: Path, capsys):
     log = RunLog.create(tmp_path, "new", "task")
     log.write_config(RunConfig())
     assert said(capsys, 1, log.folder, tmp_path / "out") == (
-        f"the run in {log.folder} has no adapter yet; the first is there after its first step"
+        f"the run in {log.folder} has no adapter yet; the first is there after its first step, or where all "
+        "weights are trained after its first checkpoint"
     )
 
 
