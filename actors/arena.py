@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
 from selfplay_ray.errors import ClusterError, ConfigError, EpisodeError, SelfPlayError
+from selfplay_ray.evaluation import Evaluation
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.scheduling.coordinator import Coordinator, CreditedGroup
 from selfplay_ray.scheduling.messages import Orders, Report
@@ -31,6 +32,7 @@ class ArenaActor:
         self._failure: SelfPlayError | None = None
         self._started = False
         self._putting = 0
+        self._evaluated: dict[str, float] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self, peers: Peers) -> None:
@@ -39,6 +41,7 @@ class ArenaActor:
     async def start(self) -> None:
         """Let the workers play, from where the journal ends."""
         await self._arena.on_train_start()
+        self._coordinator.draw_evaluation()
         state: bytes | None = await self._peers.queue.state.remote()
         if state is not None:
             self._coordinator.restore(state)
@@ -80,6 +83,15 @@ class ArenaActor:
         """The step that policy ``version`` takes needs so many batches beside its own."""
         self._pump(lambda: self._coordinator.extend(version, batches))
 
+    async def evaluate(self) -> None:
+        """Begin an evaluation of the policy as it is; ``evaluation`` has its numbers in the end."""
+        self._evaluated = None
+        self._pump(self._coordinator.evaluate)
+
+    async def evaluation(self) -> dict[str, float] | None:
+        """The numbers of the evaluation that was begun last, once it was played."""
+        return self._evaluated
+
     async def finish(self) -> None:
         """The run is over."""
         await self._arena.on_train_end()
@@ -96,6 +108,8 @@ class ArenaActor:
             orders, groups = self._coordinator.take_orders(), self._coordinator.take_groups()
             for worker, order in orders.items():
                 self._send(worker, order)
+            if (evaluation := self._coordinator.take_evaluation()) is not None:
+                self._keep(evaluation)
         except SelfPlayError as error:
             self._fail(error)
             return
@@ -108,6 +122,10 @@ class ArenaActor:
         for credited in groups:
             self._putting += 1
             self._in_background(self._put(credited))
+
+    def _keep(self, evaluation: Evaluation) -> None:
+        self._log.write_results(evaluation.version, evaluation.results, evaluation=True)
+        self._evaluated = evaluation.flat()
 
     def _send(self, worker: str, orders: Orders) -> None:
         """Whether they arrive, the heartbeat notices."""

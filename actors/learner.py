@@ -14,7 +14,7 @@ from selfplay_ray.lora import save_adapter
 from selfplay_ray.models import resolve_model
 from selfplay_ray.replay import Lease, fresh_records
 from selfplay_ray.runlog.folder import RunLog
-from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
+from selfplay_ray.runlog.metrics import StepMetrics, before_training, step_metrics
 from selfplay_ray.training.active_sampling import trainable, why_nothing
 from selfplay_ray.training.checkpoint_folder import (
     METRICS,
@@ -54,15 +54,20 @@ class Learner:
         self._roots: int = kept.get("roots", 0)  # that were trained on
         self._extra: int = kept.get("extra_batches", 0)  # played because there was too little to train on
         self._generated = Meter()
+        self._begins = self._trainer.version == 0
         ray.get(peers.queue.rewind.remote(self._trainer.version))
         ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
 
     def step(self) -> StepMetrics | None:
-        """Wait for a batch, train on it, acknowledge, publish. None when nothing is left to train on.
+        """Wait for a batch, train on it, acknowledge, publish, evaluate if it is time to. None when nothing is left
+        to train on. Where there are evaluations, the first call is step 0: an evaluation, and nothing else.
 
         Raises:
             TrainingError: also several batches had nothing to train on; says why.
         """
+        if self._begins and self._config.eval_every:
+            self._begins = False
+            return self._evaluated(before_training(time.time()))
         started, extra = time.monotonic(), self._extra
         lease = self._next_lease()
         if lease is None:
@@ -87,6 +92,8 @@ class Learner:
             learner_wait_seconds=waited,
             engine_wait_seconds=swap_seconds,
         )
+        if self._is_time_to_evaluate():
+            metrics = self._evaluated(metrics)
         self._keep(metrics)
         return metrics
 
@@ -130,6 +137,21 @@ class Learner:
         if self._lora.rank:  # a whole model at every step would fill the disk: checkpoints hold them
             save_adapter(self._log.adapter_path(version), weights, self._lora, version)
         ray.get(self._peers.broadcaster.publish.remote(weights, version))
+
+    def _is_time_to_evaluate(self) -> bool:
+        version, every = self._trainer.version, self._config.eval_every
+        return every > 0 and (version % every == 0 or version == self._config.num_steps)
+
+    def _evaluated(self, metrics: StepMetrics) -> StepMetrics:
+        """``metrics``, and how the policy that was just published fares. It stays as it is while that is played."""
+        started = time.monotonic()
+        ray.get(self._peers.arena.evaluate.remote())
+        while True:
+            numbers: dict[str, float] | None = ray.get(self._peers.arena.evaluation.remote())
+            if numbers is not None:
+                seconds = {"time/evaluation": time.monotonic() - started}
+                return replace(metrics, values={**metrics.values, **numbers, **seconds})
+            time.sleep(POLL_SECONDS)
 
     def _keep(self, metrics: StepMetrics) -> None:
         """A checkpoint, where one is due, in place of those that are no longer wanted."""

@@ -93,6 +93,10 @@ class ArenaProtocol(ConnectedActor, Protocol):
 
     async def extend(self, version: int, batches: int) -> None: ...
 
+    async def evaluate(self) -> None: ...
+
+    async def evaluation(self) -> dict[str, float] | None: ...
+
     async def finish(self) -> None: ...
 
 
@@ -145,7 +149,7 @@ class QueueProtocol(ConnectedActor, Protocol):
 
 
 class LearnerProtocol(ConnectedActor, Protocol):
-    """Takes training steps. None when there is nothing left to train on."""
+    """Takes training steps, or as step 0 has evaluated what it begins with. None when nothing is left to train on."""
 
     def step(self) -> StepMetrics | None: ...
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from selfplay_ray.rubric import RewardFn, Rubric
     from selfplay_ray.runtime import LocalRuntime, ModelClient, Runtime
     from selfplay_ray.testing import MockInferenceClient
-    from selfplay_ray.training.loop import WeightPublisher, simple_training_loop
+    from selfplay_ray.training.loop import EvaluationSettings, WeightPublisher, simple_training_loop
     from selfplay_ray.training.trainer import Trainer, TrainerSettings
     from selfplay_ray.types import (
         Completion,
@@ -86,7 +86,7 @@ _MODULES = {
     "rubric": ("RewardFn", "Rubric"),
     "runtime": ("LocalRuntime", "ModelClient", "Runtime"),
     "testing": ("MockInferenceClient",),
-    "training.loop": ("WeightPublisher", "simple_training_loop"),
+    "training.loop": ("EvaluationSettings", "WeightPublisher", "simple_training_loop"),
     "training.trainer": ("Trainer", "TrainerSettings"),
     "types": (
         "Completion",
@@ -125,6 +125,7 @@ __all__ = [
     "EpisodicRewardCredit",
     "Estimate",
     "Evaluation",
+    "EvaluationSettings",
     "GRPOCredit",
     "GenerateResult",
     "LocalRuntime",

@@ -125,6 +125,14 @@ class RunConfig(BaseModel):
     best_metric: str = ""
     """A metric, as reward/Solver; the checkpoint at which it was highest is kept too."""
 
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations, which are never trained on; before the first and after the last step there is one as
+    well. 0 is none."""
+    eval_episodes: int = Field(32, ge=1)
+    """Root episodes of an evaluation: the same ones each time."""
+    eval_greedy: bool = True
+    """Whether an evaluation is played at temperature 0."""
+
     wandb_project: str | None = None
     """Log to this Weights & Biases project; nothing is sent without it."""
     wandb_run_name: str | None = None

@@ -21,6 +21,9 @@ from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 EPISODES = 64
 """Root episodes of an evaluation that isn't told how many."""
 
+ID_PREFIX = "eval."
+"""What the ids of its requests begin with, and those of no others."""
+
 Numbers = Callable[[Rollout], Mapping[str, float]]
 
 
@@ -107,7 +110,7 @@ def eval_requests(arena: Arena, episodes: int, *, greedy: bool = False) -> list[
     for request in drawn:
         arena.episode(request.episode_type)
     named = [
-        replace(request, id=f"eval.{index}", is_trainable=False, greedy=greedy)
+        replace(request, id=f"{ID_PREFIX}{index}", is_trainable=False, greedy=greedy)
         for index, request in enumerate(drawn)
     ]
     return [arena.resolve_artifact(request) for request in named]

@@ -140,8 +140,11 @@ class RunLog:
             self._metrics = JsonLines(self.metrics_path)
         self._metrics.append(msgspec.json.encode(metrics.flat()))
 
-    def write_results(self, batch: int, results: Iterable[GenerateResult]) -> None:
-        """Append one line for every tree to ``rollouts.jsonl``, failed ones too.
+    def write_results(
+        self, batch: int, results: Iterable[GenerateResult], *, evaluation: bool = False
+    ) -> None:
+        """Append one line for every tree to ``rollouts.jsonl``, failed ones too; for those of an ``evaluation``,
+        ``batch`` is the policy's version.
 
         Raises:
             RunLogError: the file can't be written.
@@ -149,7 +152,7 @@ class RunLog:
         if self._rollouts is None:
             self._rollouts = JsonLines(self.rollouts_path)
         for result in results:
-            self._rollouts.append(encode_tree(batch, result, tokens=self._tokens))
+            self._rollouts.append(encode_tree(batch, result, tokens=self._tokens, evaluation=evaluation))
 
     def discard_if_nothing_was_played(self) -> None:
         """Remove the folder of a run that failed before anything happened, so that its name is free again."""

@@ -16,10 +16,10 @@ SUMMARY_STEPS = 5
 class StepMetrics:
     """One training step.
 
-    ``step`` counts from 1; ``version`` is the policy version the step produced; ``time`` is when it ended, in
-    seconds since the epoch. ``rewards`` is keyed by role. ``finished`` and ``failed`` count episodes.
-    ``staleness_mean`` and ``staleness_max`` say how many versions the records trained on lagged behind;
-    ``dropped_stale`` counts the records that lagged too far. ``tokens_per_second`` is what all engines generated.
+    ``step`` counts from 1, and 0 is an evaluation before it; ``version`` is the policy version the step produced;
+    ``time`` is when it ended, in seconds since the epoch. ``rewards`` is keyed by role. ``finished`` and ``failed``
+    count episodes. ``staleness_mean`` and ``staleness_max`` say how many versions the records trained on lagged
+    behind; ``dropped_stale`` counts those that lagged too far. ``tokens_per_second`` is what all engines generated.
     ``learner_wait_seconds`` passed waiting for rollouts, ``engine_wait_seconds`` swapping weights.
     ``values`` holds everything else under names with slashes: ``train/loss``, ``rubric/exact/Solver``.
     """
@@ -128,6 +128,22 @@ def step_metrics(
         learner_wait_seconds=learner_wait_seconds,
         engine_wait_seconds=engine_wait_seconds,
         values={**{f"train/{name}": value for name, value in train.items()}, **sums},
+    )
+
+
+def before_training(time: float) -> StepMetrics:
+    """Step 0, at which nothing is played or trained: there to be evaluated."""
+    return step_metrics(
+        step=0,
+        version=0,
+        time=time,
+        groups=(),
+        records=(),
+        dropped_stale=0,
+        train={},
+        tokens_per_second=0.0,
+        learner_wait_seconds=0.0,
+        engine_wait_seconds=0.0,
     )
 
 

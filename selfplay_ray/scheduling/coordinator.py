@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from selfplay_ray.arena import Arena, group_name
 from selfplay_ray.config import RunConfig
 from selfplay_ray.error_budget import ErrorBudget
+from selfplay_ray.evaluation import Evaluation, eval_requests, score
 from selfplay_ray.scheduling.coordinator_state import (
     CoordinatorState,
     decode_state,
     encode_pending,
     encode_state,
 )
+from selfplay_ray.scheduling.evaluating import EvaluationInFlight, is_of_evaluation
 from selfplay_ray.scheduling.messages import Orders, Report
 from selfplay_ray.scheduling.scheduler import Scheduler
 from selfplay_ray.types import EpisodeRequest, GenerateResult, RolloutGroup
@@ -74,6 +76,10 @@ class Coordinator:
         self._pending: dict[str, _PendingGroup] = {}  # in the order of admission
         self._restored: list[_PendingGroup] = []  # those of them whose turn hasn't come again
         self._group_of: dict[str, str] = {}  # root request id -> group name
+        self._eval_every, self._eval_episodes = config.eval_every, config.eval_episodes
+        self._eval_greedy = config.eval_greedy
+        self._eval_requests: list[EpisodeRequest] = []
+        self._evaluation: EvaluationInFlight | None = None
         arena.configure(config)
 
     @property
@@ -94,9 +100,10 @@ class Coordinator:
         for spawn in report.spawned:
             spawn.requests[:] = [self.arena.resolve_artifact(request) for request in spawn.requests]
         for rollout in self.scheduler.handle(worker, report):
-            self.budget.count(rollout)
+            if not is_of_evaluation(rollout.id):
+                self.budget.count(rollout)
         for result in self.scheduler.take_finished():
-            self._pending[self._group_of.pop(result.rollout.id)].results[result.rollout.id] = result
+            self._results_beside(result.rollout.id)[result.rollout.id] = result
 
     def take_orders(self) -> dict[str, Orders]:
         """Admit what may be admitted, and return what each worker is to be told."""
@@ -119,6 +126,31 @@ class Coordinator:
             elif self._max_staleness == 0:
                 break
         return credited
+
+    # Evaluation
+
+    def draw_evaluation(self) -> None:
+        """Choose what evaluations play, if there are any: before training changes a store, so that it is the same
+        each time.
+
+        Raises:
+            ConfigError, UnknownNameError: there is nothing to play, or nothing known.
+        """
+        if self._eval_every:
+            self._eval_requests = eval_requests(self.arena, self._eval_episodes, greedy=self._eval_greedy)
+
+    def evaluate(self) -> None:
+        """Play the evaluation with the policy as it is; ``take_evaluation`` has it in the end."""
+        self._evaluation = EvaluationInFlight(self.version, self._eval_requests)
+        self.scheduler.submit(self._eval_requests)
+
+    def take_evaluation(self) -> Evaluation | None:
+        """The evaluation that was begun, once all of it was played."""
+        played = self._evaluation
+        if played is None or not played.complete:
+            return None
+        self._evaluation = None
+        return score(self.arena, played.requests, played.in_order(), played.version)
 
     # What a run keeps
 
@@ -154,6 +186,12 @@ class Coordinator:
             self._restored.append(group)
 
     # How
+
+    def _results_beside(self, request_id: str) -> dict[str, GenerateResult]:
+        """Where the result of a root request belongs."""
+        if self._evaluation is not None and is_of_evaluation(request_id):
+            return self._evaluation.results
+        return self._pending[self._group_of.pop(request_id)].results
 
     @property
     def _total(self) -> int:

@@ -20,9 +20,10 @@ from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.lora import LoRASettings
 from selfplay_ray.rubric import Rubric
+from selfplay_ray.runlog.evaluations import evaluated
 from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.training.health import TrainMetrics
-from selfplay_ray.training.loop import simple_training_loop
+from selfplay_ray.training.loop import EvaluationSettings, simple_training_loop
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 from selfplay_ray.types import Completion, EpisodeRequest, Role, Rollout
 
@@ -99,6 +100,27 @@ async def test_it_plays_trains_and_publishes_in_turns(model: Path):
         assert metrics.values["train/ratio_lag0"] < 1e-4
         assert metrics.tokens_per_second > 0
         assert metrics.values["train/grad_norm"] > 0
+
+
+async def test_evaluations_are_of_the_same_episodes_and_change_no_training(model: Path):
+    async def trained(
+        evaluation: EvaluationSettings | None,
+    ) -> tuple[list[StepMetrics], Mapping[str, np.ndarray]]:
+        settings = TrainerSettings(lora=LoRASettings(rank=2))
+        with Engine(model, lora=settings.lora) as engine:
+            arena, trainer = arena_on(engine), Trainer(model, settings)
+            history = await simple_training_loop(arena, trainer, 3, evaluation=evaluation)
+        return history, trainer.adapter()
+
+    history, adapter = await trained(EvaluationSettings(every=2, episodes=8, greedy=False))
+    plain, without = await trained(None)
+    assert [metrics.step for metrics in history] == [0, 1, 2, 3]
+    assert [step for step, metrics in enumerate(history) if evaluated(metrics.values)] == [0, 2, 3]
+    assert history[0].values["eval/rollouts"] == 8.0
+    assert dict(history[0].rewards) == {}
+    assert [metrics.rewards for metrics in history[1:]] == [metrics.rewards for metrics in plain]
+    for name, weights in adapter.items():
+        np.testing.assert_array_equal(weights, without[name])
 
 
 class Still:
