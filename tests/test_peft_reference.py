@@ -95,6 +95,16 @@ def test_what_we_export_gives_our_logits_in_peft(ours, theirs, tokens, smollm2: 
     check_same(their_logits(loaded, tokens), our_logits(ours, tokens), base)
 
 
+def test_an_adapter_on_the_last_layers_stays_there(ours, theirs, tokens, tmp_path: Path):
+    base = their_logits(theirs, tokens)
+    weights = noisy_adapter(ours).weights
+    last = {name: value for name, value in weights.items() if int(name.split(".")[2]) >= 26}
+    write_adapter(ours, {name: value if name in last else 0 * value for name, value in weights.items()})
+    export_peft(SavedAdapter(last, LoRASettings(rank=8, scale=4.0, layers=4), version=1), tmp_path / "out")
+    loaded = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "out"))
+    check_same(their_logits(loaded, tokens), our_logits(ours, tokens), base)
+
+
 def test_a_folder_says_which_model_it_belongs_to(ours, tokens, smollm2: Path, tmp_path: Path):
     adapter = noisy_adapter(ours)
     write_adapter(ours, adapter.weights)
