@@ -44,8 +44,8 @@ class RunConfig(BaseModel):
 
     max_tokens: int = Field(256, ge=1)
     """Most tokens in one completion, for roles that set no bound of their own."""
-    min_trainable: int = Field(1, ge=1)
-    """Records with a gradient that a step needs; with fewer, another batch is played for it."""
+    min_trainable: int = Field(1, ge=0)
+    """Records with a gradient that a step needs; with fewer, another batch is played for it. 0 takes it as it is."""
     max_extra_batches: int = Field(7, ge=0)
     """Most batches that a step may ask for so; if then it has nothing to train on at all, the run stops."""
     max_staleness: int = Field(1, ge=0)

@@ -40,7 +40,18 @@ def run(script: str, folder: Path, *flags: str) -> str:
 def test_the_first_example_is_fifty_lines_that_train(tmp_path: Path, tiny: Path):
     script = block("AuctionEpisode")
     assert len(script.splitlines()) <= 50
-    output = run(script, tmp_path, "--num-steps", "2", "--batch-size", "8", "--model-path", str(tiny))
+    output = run(
+        script,
+        tmp_path,
+        "--num-steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--model-path",
+        str(tiny),
+        "--min-trainable",
+        "0",
+    )
     assert "step 2/2" in output
     (folder,) = (tmp_path / "runs").iterdir()
     assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 16

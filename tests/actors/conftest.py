@@ -30,7 +30,14 @@ def short_run(tmp_path: Path, tiny: Path) -> Callable[..., RunConfig]:
     """The configuration of a short run in a folder of the test's own."""
 
     def make(**settings: Any) -> RunConfig:
-        short = {"num_steps": 2, "batch_size": 2, "lora_rank": 2, "max_tokens": 6, "step_timeout": 60}
+        short = {
+            "num_steps": 2,
+            "batch_size": 2,
+            "lora_rank": 2,
+            "max_tokens": 6,
+            "step_timeout": 120,
+            "min_trainable": 0,
+        }
         place = {"name": "run", "output_dir": tmp_path, "model_path": str(tiny)}
         return RunConfig(**{**place, **short, **settings})
 

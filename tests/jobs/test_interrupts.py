@@ -39,7 +39,9 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
 def test_a_run_that_is_interrupted_leaves_no_process(
     moment: str, delay: float, number: signal.Signals, launch: Launch, tiny: Path
 ):
-    process = launch("--model-path", str(tiny), "--num-steps", "100000", "--batch-size", "4")
+    process = launch(
+        "--model-path", str(tiny), "--num-steps", "100000", "--batch-size", "4", "--min-trainable", "0"
+    )
     wait_for(process, moment)
     time.sleep(delay)
     processes = family(process.pid)
@@ -54,7 +56,9 @@ def test_a_run_that_is_interrupted_leaves_no_process(
 
 
 def test_a_run_that_is_killed_leaves_no_actor(launch: Launch, tiny: Path):
-    process = launch("--model-path", str(tiny), "--num-steps", "100000", "--batch-size", "4")
+    process = launch(
+        "--model-path", str(tiny), "--num-steps", "100000", "--batch-size", "4", "--min-trainable", "0"
+    )
     wait_for(process, "step 1/")
     processes = family(process.pid)
     process.kill()

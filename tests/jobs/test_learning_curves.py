@@ -22,7 +22,7 @@ Curves = Callable[..., str]
 def curves(tmp_path: Path, environment: dict[str, str], tiny: Path) -> Curves:
     """Run the job on small batches of the tiny model, and return what it said."""
     (tmp_path / "small.toml").write_text(
-        f'model_path = "{tiny}"\nbatch_size = 4\ngroup_size = 2\nmax_staleness = 0\n'
+        f'model_path = "{tiny}"\nbatch_size = 4\nmin_trainable = 0\ngroup_size = 2\nmax_staleness = 0\n'
     )
 
     def run(*flags: str, code: int = 0) -> str:

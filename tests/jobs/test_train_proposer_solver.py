@@ -81,7 +81,7 @@ def test_selfplay_train_starts_a_cluster_of_its_own(
     client = connect(cluster)
     command = [sys.executable, "-m", "selfplay_ray", "train", "proposer-solver", *FLAGS, "--verbose"]
     done = subprocess.run(
-        [*command, "--model-path", str(tiny)],
+        [*command, "--model-path", str(tiny), "--min-trainable", "0"],
         cwd=tmp_path,
         env=beside_a_cluster,
         capture_output=True,
@@ -111,7 +111,15 @@ def submit(client: JobSubmissionClient, entrypoint: str, deadline: float) -> str
 
 def test_ray_job_submit(cluster: str, tmp_path: Path, tiny: Path):
     client = connect(cluster)
-    flags = [*FLAGS, "--model-path", str(tiny), "--output-dir", str(tmp_path / "runs")]
+    flags = [
+        *FLAGS,
+        "--model-path",
+        str(tiny),
+        "--min-trainable",
+        "0",
+        "--output-dir",
+        str(tmp_path / "runs"),
+    ]
     deadline = time.monotonic() + 200
     job = submit(client, f"{sys.executable} jobs/train_proposer_solver.py {' '.join(flags)}", deadline)
     while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
