@@ -21,9 +21,10 @@ from selfplay_ray.inference.adapters import Adapter, Adapters
 from selfplay_ray.inference.admission import Admission, KVBudget, default_kv_bytes
 from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.decoding import WORTH_KEEPING, Decoding, Drawn, Listener
+from selfplay_ray.inference.forward import LayerCaches, forward_of
 from selfplay_ray.inference.prefixes import PrefixCache
 from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
-from selfplay_ray.inference.rows import Draw, LayerCaches, RowState, SampledModel
+from selfplay_ray.inference.rows import Draw, RowState, SampledModel
 from selfplay_ray.types import FinishReason
 
 MOST_RESTARTS = 3
@@ -60,8 +61,10 @@ class Decoder:
     ) -> None:
         self._settings = settings = settings or BatchSettings()
         self.adapters = adapters or Adapters(model, None, max_adapters=0)
-        self._model = SampledModel(model, self.adapters)
-        self.budget = KVBudget(settings.kv_cache_bytes or default_kv_bytes(), *self._model.kv_bytes())
+        self._forward = forward_of(model)
+        self._model = SampledModel(self._forward, self.adapters)
+        self.adapters.select([self.adapters.base])
+        self.budget = KVBudget(settings.kv_cache_bytes or default_kv_bytes(), *self._forward.kv_bytes())
         self._end_of_turn = frozenset(stop_token_ids)
         self._stops: dict[frozenset[int], StopSequences] = {}
         self._generator = BatchGenerator(
@@ -143,6 +146,8 @@ class Decoder:
         """
         started = time.perf_counter()
         adapter = self.adapters.load(name, weights, version)
+        if self.adapters.whole:
+            self._forward.take_weights()
         self._prefixes.drop(adapter)
         self._restart(adapter)
         self._measure()
@@ -166,6 +171,7 @@ class Decoder:
         self._admission.clear()
         self._running.clear()
         self._generator.close()
+        self._forward.close()
 
     def stats(self) -> EngineStats:
         """May be called in any thread."""
@@ -201,7 +207,7 @@ class Decoder:
         """Prefill the head, wait for another's prefill of the same head, or go on from a kept one."""
         head = decoding.head
         if not self._settings.fork or not head:
-            self._insert([decoding], 0, self._model.new_caches())
+            self._insert([decoding], 0, self._forward.new_caches())
             return
         if decoding.prefill in self._sharing:
             self._sharing[decoding.prefill].append(decoding)
@@ -210,7 +216,7 @@ class Decoder:
         kept = self._prefixes.longest(decoding.adapter, head)
         self._counters.prefix_queries += 1
         self._counters.prefix_hits += kept is not None
-        covered, caches = kept or (0, self._model.new_caches())
+        covered, caches = kept or (0, self._forward.new_caches())
         self._counters.reused_tokens += covered
         if covered < len(head):
             self._sharing[decoding.prefill] = [decoding]

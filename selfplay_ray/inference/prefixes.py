@@ -13,7 +13,8 @@ import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from selfplay_ray.inference.adapters import Adapter
-from selfplay_ray.inference.rows import LayerCaches
+from selfplay_ray.inference.cpu.kv_cache import SequenceKV
+from selfplay_ray.inference.forward import LayerCaches
 
 Tokens = tuple[int, ...]
 
@@ -76,8 +77,11 @@ class PrefixCache:
                 old for old in self._kept if old[0] is adapter and tokens[: len(old[1])] == old[1]
             ]:
                 self._forget(shorter)
-        # Unevaluated, they would hold on to the whole batch they were cut from.
+        # Unevaluated, or views, they would hold on to the whole batch they were cut from.
         mx.eval([cache.state for cache in caches])
+        for cache in caches:
+            if isinstance(cache, SequenceKV):
+                cache.detach()
         nbytes = sum(int(cache.nbytes) for cache in caches)
         self._kept[key] = _Kept(np.array(tokens), caches, nbytes, time.monotonic())
         self.nbytes += nbytes

@@ -11,16 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
 
 from selfplay_ray.inference.adapters import Adapter, Adapters
-from selfplay_ray.inference.kv_cache import AlikeRows, RoomyBatchKVCache, are_roomy, with_room
+from selfplay_ray.inference.forward import Forward, Logits
 from selfplay_ray.inference.requests import TopTokens
-from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
-
-LayerCaches = list[Any]
-"""One mlx-lm cache a layer."""
+from selfplay_ray.inference.sampling import SamplingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +149,9 @@ class SampledModel:
     column of zeros, and the sampler draws from the logits that were put aside, with each row's key and temperature.
     """
 
-    model: nn.Module
+    forward: Forward
     adapters: Adapters
-    _logits: mx.array | None = None
+    _logits: Logits | None = None
     _rows: RowState | None = None
     _draws: list[Draw] = field(default_factory=list)
 
@@ -167,21 +162,13 @@ class SampledModel:
             # BatchGenerator runs what was drawn last, in case that somebody goes on from there.
             return mx.zeros((tokens.shape[0], 1, 1))
         first, kinds = self._rows.kinds()
-        if len(first) < len(kinds) and tokens.shape[1] == 1 and are_roomy(layers):
-            self._logits = self._run_one_of_each(tokens, layers, first, kinds)
+        if len(first) < len(kinds) and tokens.shape[1] == 1 and self.forward.shares(layers):
+            self.adapters.select([self._rows.rows[index].adapter for index in first])
+            self._logits = self.forward.run_one_of_each(tokens, layers, first, kinds)
         else:
             self.adapters.select([row.adapter for row in self._rows.rows])
-            self._logits = self.model(tokens, cache=layers)[:, -1]
+            self._logits = self.forward.run(tokens, layers)
         return mx.zeros((tokens.shape[0], 1, 1))
-
-    def _run_one_of_each(
-        self, tokens: mx.array, layers: Sequence[RoomyBatchKVCache], first: list[int], kinds: list[int]
-    ) -> mx.array:
-        """Logits [B, V] where only one row of each kind is run."""
-        some, every = mx.array(first), mx.array(kinds)
-        self.adapters.select([self._rows.rows[index].adapter for index in first] if self._rows else [])
-        logits: mx.array = self.model(tokens[some], cache=[AlikeRows(layer, some, every) for layer in layers])
-        return logits[:, -1][every]
 
     def draw(self, zeros: mx.array) -> mx.array:
         """Draw the next token of every row of the last forward pass: int32[B]; zeros where there was none to run."""
@@ -193,12 +180,10 @@ class SampledModel:
         tickets = tuple(row.ticket for row in self._rows.rows)
         versions = tuple(row.adapter.version for row in self._rows.rows)
         rows = self._rows.advance()
-        tokens, logprobs = sample(self._logits, rows)
+        tokens, logprobs = self._logits.draw(rows)
         tops = tuple(row.top for row in rows)
         asking = [index for index, top in enumerate(tops) if top]
-        best = (
-            likeliest(self._logits[mx.array(asking)], [rows[index] for index in asking]) if asking else None
-        )
+        best = self._logits.likeliest(asking, [rows[index] for index in asking]) if asking else None
         mx.async_eval(tokens, logprobs, *(best or ()))
         self._draws.append(Draw(tickets, logprobs, versions, tops, best))
         self._logits = self._rows = None
@@ -213,16 +198,3 @@ class SampledModel:
         """The draws since this was last called."""
         draws, self._draws = self._draws, []
         return draws
-
-    def new_caches(self) -> LayerCaches:
-        """Empty caches for one sequence."""
-        return with_room(make_prompt_cache(self.model))
-
-    def kv_bytes(self) -> tuple[int, int]:
-        """Bytes that a sequence takes for each of its tokens, and besides."""
-        caches = self.new_caches()
-        self.adapters.select([self.adapters.base])
-        self.model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-        growing = [cache for cache in caches if getattr(cache, "keys", None) is not None]
-        constant = [cache for cache in caches if getattr(cache, "keys", None) is None]
-        return sum(int(c.nbytes) // c.keys.shape[2] for c in growing), sum(int(c.nbytes) for c in constant)

@@ -113,14 +113,14 @@ def _race_blocks(weights: mx.array, keys: mx.array) -> mx.array:
     blocks = -(-vocabulary // BLOCK)
     padded = mx.pad(weights, [(0, 0), (0, blocks * BLOCK - vocabulary)])
     grid = padded.reshape(batch, blocks, BLOCK)
-    times = _exponentials(keys, blocks + BLOCK)
+    times = exponentials(keys, blocks + BLOCK)
     block = mx.argmin(times[:, :blocks] / grid.sum(axis=-1), axis=-1)
     inside = mx.take_along_axis(grid, block[:, None, None], axis=1)[:, 0]
     token = mx.argmin(times[:, blocks:] / inside, axis=-1)
     return (block * BLOCK + token).astype(mx.int32)
 
 
-def _exponentials(keys: mx.array, count: int) -> mx.array:
+def exponentials(keys: mx.array, count: int) -> mx.array:
     """Exp(1) variates, float32[B, count], fine enough near 0 (steps of 2^-32) for tokens as rare as that to win."""
     uniform = mx.vmap(lambda key: mx.random.uniform(shape=(count,), key=key))(keys)
     # Never exactly 0: a token of probability 0 must lose, and 0 / 0 would be no number.

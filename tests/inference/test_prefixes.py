@@ -6,8 +6,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from selfplay_ray.inference.adapters import Adapter
+from selfplay_ray.inference.forward import LayerCaches
 from selfplay_ray.inference.prefixes import WORTH_TRIMMING, PrefixCache
-from selfplay_ray.inference.rows import LayerCaches
 
 MINE, OTHER = Adapter("mine"), Adapter("other")
 BYTES_A_TOKEN = 2 * 4 * 4  # keys and values of one head of 4 float32

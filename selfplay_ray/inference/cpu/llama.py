@@ -1,0 +1,347 @@
+"""Llama's forward pass in NumPy, for the models that are built like it.
+
+Per layer (Touvron et al. 2023, arXiv:2302.13971): h += O attention(rope(Q n(h)), rope(K n(h)), V n(h)), and
+h += down(silu(gate n(h)) · up n(h)), n being an RMS norm. It uses the weights of mlx-lm's model where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.rope_utils import Llama3RoPE
+
+from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.kv_cache import BatchKV
+from selfplay_ray.inference.cpu.products import BLOCK, Linear
+
+ALIKE = {"mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.models.qwen3"}
+"""Where mlx-lm's ``Model`` is what this computes."""
+
+KNOWN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.RoPE, Llama3RoPE)
+"""What may hold arrays in such a model."""
+
+SCORES = 1 << 20
+"""Scores of attention that are worked on at a time: what stays in a core's cache."""
+
+Then = Callable[[slice], object]
+RMSNorm = tuple[np.ndarray, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The parts of one layer."""
+
+    before_attention: RMSNorm
+    query: Linear
+    key: Linear
+    value: Linear
+    query_norm: RMSNorm | None
+    key_norm: RMSNorm | None
+    output: Linear
+    before_mlp: RMSNorm
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.query, self.key, self.value, self.output, self.gate, self.up, self.down
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where the tokens of a forward pass stand.
+
+    ``length`` positions are looked at; ``at`` [B, T] are the tokens' own; ``start`` is that of the first ones, if they
+    are the same in all rows. ``cosines`` and ``sines`` [B or 1, T, 1, width / 2]; ``bias`` [B or 1, 1, 1, T, length] is
+    0 where a token may look and minus infinity elsewhere, None where all may look everywhere.
+    """
+
+    length: int
+    at: np.ndarray
+    start: int | None
+    cosines: np.ndarray
+    sines: np.ndarray
+    bias: np.ndarray | None
+
+    def of(self, rows: slice) -> Positions:
+        """Those of some rows."""
+        if self.start is not None:
+            return self
+        bias = self.bias[rows] if self.bias is not None else None
+        return Positions(self.length, self.at[rows], None, self.cosines[rows], self.sines[rows], bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where the layers of one forward pass of N tokens put what they compute: float32[N, …]."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    attended: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray
+    added: np.ndarray
+
+    @classmethod
+    def of(cls, layer: Layer, tokens: int) -> Workspace:
+        linears = (layer.query, layer.key, layer.value, layer.query, layer.gate, layer.up, layer.down)
+        return cls(*(np.empty((tokens, linear.width), dtype=np.float32) for linear in linears))
+
+
+class NumPyLlama:
+    """mlx-lm's ``model``, run by ``cores``; ``accepts`` tells which models can be.
+
+    The adapters its layers select are computed with it.
+    """
+
+    def __init__(self, model: nn.Module, cores: Cores) -> None:
+        self._model = model  # whose memory the weights are
+        self._cores = cores
+        body, attention = model.model, model.layers[0].self_attn  # the same in all layers
+        self._embedding = np.asarray(body.embed_tokens.weight)
+        self._head = Linear(body.embed_tokens if model.args.tie_word_embeddings else model.lm_head)
+        self._norm = _norm(body.norm)
+        self._layers = [_layer(layer) for layer in model.layers]
+        self._linears = [linear for layer in self._layers for linear in layer.linears]
+        self._rope = attention.rope
+        self._scale = np.float32(attention.scale)
+        self.heads = int(attention.n_kv_heads)
+        self.width = _head_width(model)
+        self._cosines, self._sines = _rotations(self._rope, self.width, 0)
+
+    @property
+    def depth(self) -> int:
+        """How many layers there are."""
+        return len(self._layers)
+
+    def hidden(self, tokens: np.ndarray, kv: BatchKV) -> np.ndarray:
+        """The last hidden states, float32[B, hidden], of rows that go on with ``tokens`` [B, T]; ``kv`` grows."""
+        for linear in self._linears:
+            linear.select()
+        batch, count = tokens.shape
+        positions = self._positions(kv, count)
+        h = self._embedding[tokens.reshape(-1)]
+        space = Workspace.of(self._layers[0], len(h))
+        with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
+            for number, layer in enumerate(self._layers):
+                self._attention(layer, h, space, positions, (kv.keys[number], kv.values[number]))
+                self._mlp(layer, h, space)
+            last = _normed(h.reshape(batch, count, -1)[:, -1], self._norm)
+        kv.lengths = kv.lengths + count
+        return last
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """float32[B, V] of hidden states [B, hidden]."""
+        logits = np.empty((len(hidden), self._head.width), dtype=np.float32)
+        self._multiply(hidden, [(self._head, logits)])
+        return logits
+
+    def _positions(self, kv: BatchKV, count: int) -> Positions:
+        length = kv.reserve(count)
+        while length > len(self._cosines):
+            more = _rotations(self._rope, self.width, len(self._cosines))
+            self._cosines = np.concatenate([self._cosines, more[0]])
+            self._sines = np.concatenate([self._sines, more[1]])
+        alike = bool((kv.lengths == kv.lengths[0]).all())
+        at = (kv.lengths[:1] if alike else kv.lengths)[:, None] + np.arange(count)
+        bias = None
+        if count > 1 or not alike:
+            seen = np.arange(length) <= at[..., None]
+            bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
+        cosines, sines = self._cosines[at][:, :, None], self._sines[at][:, :, None]
+        return Positions(length, at, int(kv.lengths[0]) if alike else None, cosines, sines, bias)
+
+    def _attention(
+        self,
+        layer: Layer,
+        h: np.ndarray,
+        space: Workspace,
+        positions: Positions,
+        kv: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        x = _normed(h, layer.before_attention)
+        self._multiply(x, [(layer.query, space.query), (layer.key, space.key), (layer.value, space.value)])
+        batch = len(kv[0])
+        self._cores.run(
+            lambda share: self._attend(layer, space, positions, kv, self._cores.part(batch, share))
+        )
+        self._multiply(space.attended, [(layer.output, space.added)])
+        h += space.added
+
+    def _attend(
+        self,
+        layer: Layer,
+        space: Workspace,
+        positions: Positions,
+        kv: tuple[np.ndarray, np.ndarray],
+        rows: slice,
+    ) -> None:
+        """Rows of ``space.attended``, as many at a time as fit a core's cache."""
+        batch = len(kv[0])
+        per_row = len(space.query) // batch * positions.length * (layer.query.width // self.width)
+        step = max(1, SCORES // per_row)
+        for start in range(rows.start, rows.stop, step):
+            some = slice(start, min(start + step, rows.stop))
+            query, key, value = (
+                part.reshape(batch, -1, part.shape[1] // self.width, self.width)[some]
+                for part in (space.query, space.key, space.value)
+            )
+            attended = space.attended.reshape(batch, query.shape[1], -1, self.width)[some]
+            self._attend_rows(
+                layer, (query, key, value), positions.of(some), (kv[0][some], kv[1][some]), attended
+            )
+
+    def _attend_rows(
+        self,
+        layer: Layer,
+        projected: tuple[np.ndarray, np.ndarray, np.ndarray],
+        positions: Positions,
+        kv: tuple[np.ndarray, np.ndarray],
+        attended: np.ndarray,
+    ) -> None:
+        """``attended`` [B, T, query heads, width] from queries, keys and values [B, T, heads, width] and ``kv``, to
+        which these keys and values are added."""
+        query, key, value = projected
+        batch, count, _, width = query.shape
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = _normed(query, layer.query_norm), _normed(key, layer.key_norm)
+        _write(kv[0], _rotated(key, positions), positions)
+        _write(kv[1], value, positions)
+        keys, values = (side[:, :, : positions.length] for side in kv)
+        query = _rotated(query, positions) * self._scale
+        # Query heads [heads, n] share a key head each: one product for all n of them and all tokens.
+        grouped = query.reshape(batch, count, self.heads, -1, width).transpose(0, 2, 3, 1, 4)
+        scores = grouped.reshape(batch, self.heads, -1, width) @ keys.swapaxes(-1, -2)
+        if positions.bias is not None:
+            by_token = scores.reshape(*grouped.shape[:4], positions.length)
+            by_token += positions.bias
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        mixed = scores @ values
+        mixed /= scores.sum(axis=-1, keepdims=True)
+        grid = attended.reshape(batch, count, self.heads, -1, width).transpose(0, 2, 3, 1, 4)
+        grid[...] = mixed.reshape(grid.shape)
+
+    def _mlp(self, layer: Layer, h: np.ndarray, space: Workspace) -> None:
+        x = _normed(h, layer.before_mlp)
+        self._multiply(x, [(layer.gate, space.gate), (layer.up, space.up)], partial(_activate, space))
+        self._multiply(space.gate, [(layer.down, space.added)])
+        h += space.added
+
+    def _multiply(
+        self, x: np.ndarray, products: Sequence[tuple[Linear, np.ndarray]], then: Then | None = None
+    ) -> None:
+        """Each linear layer of x, by columns; ``then`` is called with those of a thread, where all are of one width."""
+
+        def work(share: int) -> None:
+            for linear, y in products:
+                columns = self._cores.part(linear.width, share, BLOCK)
+                linear.part(x, y, columns)
+            if then is not None:
+                then(columns)
+
+        self._cores.run(work)
+
+
+def accepts(model: nn.Module) -> bool:
+    """Whether ``NumPyLlama`` computes what ``model`` does."""
+    if type(model).__module__ not in ALIKE:
+        return False
+    parts = [module for _, module in model.named_modules() if list(_arrays(module))]
+    rope = model.layers[0].self_attn.rope
+    return (
+        not any(getattr(layer, "use_sliding", False) for layer in model.layers)
+        and all(type(part) in KNOWN for part in parts)
+        and all(array.dtype == mx.float32 for part in parts for array in _arrays(part))
+        and type(rope) in (nn.RoPE, Llama3RoPE)
+        and not rope.traditional
+        and rope.dims == _head_width(model)
+    )
+
+
+def _arrays(module: nn.Module) -> Iterator[mx.array]:
+    return (value for value in module.values() if isinstance(value, mx.array))
+
+
+def _head_width(model: nn.Module) -> int:
+    attention = model.layers[0].self_attn
+    width: int = Linear(attention.k_proj).width // int(attention.n_kv_heads)
+    return width
+
+
+def _layer(layer: Any) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return Layer(
+        _norm(layer.input_layernorm),
+        Linear(attention.q_proj),
+        Linear(attention.k_proj),
+        Linear(attention.v_proj),
+        _norm(attention.q_norm) if "q_norm" in attention else None,
+        _norm(attention.k_norm) if "k_norm" in attention else None,
+        Linear(attention.o_proj),
+        _norm(layer.post_attention_layernorm),
+        Linear(mlp.gate_proj),
+        Linear(mlp.up_proj),
+        Linear(mlp.down_proj),
+    )
+
+
+def _norm(norm: nn.RMSNorm) -> RMSNorm:
+    return np.asarray(norm.weight), float(norm.eps)
+
+
+def _normed(x: np.ndarray, norm: RMSNorm) -> np.ndarray:
+    """x / √(mean x² + ε) · weight over the last axis."""
+    weight, epsilon = norm
+    mean = np.einsum("...i,...i->...", x, x) / np.float32(x.shape[-1])
+    normed: np.ndarray = x * (1 / np.sqrt(mean + np.float32(epsilon)))[..., None]
+    normed *= weight
+    return normed
+
+
+def _activate(space: Workspace, columns: slice) -> None:
+    """silu(gate) · up, into ``space.gate``."""
+    gate = space.gate[:, columns]
+    sigmoid = np.negative(gate)
+    np.exp(sigmoid, out=sigmoid)  # infinite past e^88, where the sigmoid is 0
+    sigmoid += 1
+    gate /= sigmoid
+    gate *= space.up[:, columns]
+
+
+ROTATIONS = 1024
+"""Positions whose sines and cosines are looked up at a time."""
+
+
+def _rotations(rope: nn.Module, width: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [ROTATIONS, width / 2] from position ``start``: where ``rope`` turns (1, 0) to."""
+    half = width // 2
+    one = mx.concatenate([mx.ones((1, 1, ROTATIONS, half)), mx.zeros((1, 1, ROTATIONS, half))], axis=-1)
+    turned = np.array(rope(one, offset=start))[0, 0]
+    return turned[:, :half], turned[:, half:]
+
+
+def _rotated(x: np.ndarray, positions: Positions) -> np.ndarray:
+    """x [B, T, heads, width] turned to its positions (Su et al. 2021, arXiv:2104.09864, eq. 34)."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    turned = np.empty(x.shape, dtype=np.float32)
+    np.subtract(first * positions.cosines, second * positions.sines, out=turned[..., :half])
+    np.add(second * positions.cosines, first * positions.sines, out=turned[..., half:])
+    return turned
+
+
+def _write(side: np.ndarray, new: np.ndarray, positions: Positions) -> None:
+    """Put ``new`` [B, T, heads, width] where it belongs in ``side`` [B, heads, capacity, width]."""
+    if positions.start is not None:
+        side[:, :, positions.start : positions.start + new.shape[1]] = new.swapaxes(1, 2)
+    else:
+        side[np.arange(len(new))[:, None], :, positions.at] = new

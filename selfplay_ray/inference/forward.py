@@ -1,0 +1,196 @@
+"""The forward pass and the draw of a batch: by MLX, or on a CPU, for the models it knows, by NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from selfplay_ray.blas import NumPyBLAS
+from selfplay_ray.errors import BLASError
+from selfplay_ray.inference.cpu import llama
+from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
+from selfplay_ray.inference.cpu.sampling import sample as sample_in_numpy
+from selfplay_ray.inference.kv_cache import AlikeRows, RoomyBatchKVCache, are_roomy, with_room
+from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
+
+LayerCaches = list[Any]
+"""Caches of a sequence or of a batch, in the protocol of mlx-lm's: one a layer, or one for all layers."""
+
+Sampled = tuple[mx.array, mx.array]
+
+
+class Logits(Protocol):
+    """The logits of a batch, computed when they are drawn from: nobody draws from a prefill's."""
+
+    def draw(self, rows: Sequence[SamplingRow]) -> Sampled:
+        """What ``sampling.sample`` does with them."""
+        ...
+
+    def likeliest(self, asking: Sequence[int], rows: Sequence[SamplingRow]) -> Sampled:
+        """What ``sampling.likeliest`` does with those of some rows."""
+        ...
+
+
+class Forward(Protocol):
+    """Runs a model on batches, of which it makes the caches."""
+
+    def new_caches(self) -> LayerCaches:
+        """Empty caches for one sequence."""
+        ...
+
+    def kv_bytes(self) -> tuple[int, int]:
+        """Bytes that a sequence takes for each of its tokens, and besides."""
+        ...
+
+    def run(self, tokens: mx.array, caches: LayerCaches) -> Logits:
+        """The logits after ``tokens``, int32[B, T]; the caches grow."""
+        ...
+
+    def run_one_of_each(
+        self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
+    ) -> Logits:
+        """The same for T = 1, where rows of a kind, an index into ``first``, are alike and only these are run."""
+        ...
+
+    def shares(self, caches: LayerCaches) -> bool:
+        """Whether ``run_one_of_each`` knows such caches."""
+        ...
+
+    def take_weights(self) -> None:
+        """The model's weights are other arrays now."""
+        ...
+
+    def close(self) -> None:
+        """Give back its threads."""
+        ...
+
+
+def forward_of(model: nn.Module) -> Forward:
+    """The fastest way there is here to run ``model``."""
+    if mx.default_device() == mx.Device(mx.cpu) and llama.accepts(model):
+        try:
+            return NumPyForward(model, NumPyBLAS())
+        except BLASError:  # another NumPy than PyPI's
+            return MLXForward(model)
+    return MLXForward(model)
+
+
+@dataclass(frozen=True, slots=True)
+class MLXLogits:
+    values: mx.array
+
+    def draw(self, rows: Sequence[SamplingRow]) -> Sampled:
+        return sample(self.values, rows)
+
+    def likeliest(self, asking: Sequence[int], rows: Sequence[SamplingRow]) -> Sampled:
+        return likeliest(self.values[mx.array(list(asking))], rows)
+
+
+class MLXForward:
+    """mlx-lm's own forward pass of any of its models."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def new_caches(self) -> LayerCaches:
+        return with_room(make_prompt_cache(self._model))
+
+    def kv_bytes(self) -> tuple[int, int]:
+        caches = self.new_caches()
+        self._model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
+        growing = [cache for cache in caches if getattr(cache, "keys", None) is not None]
+        constant = [cache for cache in caches if getattr(cache, "keys", None) is None]
+        return sum(int(c.nbytes) // c.keys.shape[2] for c in growing), sum(int(c.nbytes) for c in constant)
+
+    def run(self, tokens: mx.array, caches: LayerCaches) -> MLXLogits:
+        return MLXLogits(self._model(tokens, cache=caches)[:, -1])
+
+    def run_one_of_each(
+        self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
+    ) -> MLXLogits:
+        some, every = mx.array(list(first)), mx.array(list(kinds))
+        layers = cast(Sequence[RoomyBatchKVCache], caches)
+        logits = self._model(tokens[some], cache=[AlikeRows(layer, some, every) for layer in layers])
+        return MLXLogits(logits[:, -1][every])
+
+    def shares(self, caches: LayerCaches) -> bool:
+        return are_roomy(caches)
+
+    def take_weights(self) -> None:
+        """It keeps none."""
+
+    def close(self) -> None:
+        """It has none."""
+
+
+class NumPyLogits:
+    """The logits of hidden states; row b of the batch has those of state ``kinds[b]``."""
+
+    def __init__(self, forward: NumPyForward, hidden: np.ndarray, kinds: Sequence[int] | None = None) -> None:
+        self._forward, self._hidden, self._kinds = forward, hidden, kinds
+        self._values: np.ndarray | None = None
+
+    def draw(self, rows: Sequence[SamplingRow]) -> Sampled:
+        tokens, logprobs = sample_in_numpy(self._computed(), rows)
+        return mx.array(tokens), mx.array(logprobs)
+
+    def likeliest(self, asking: Sequence[int], rows: Sequence[SamplingRow]) -> Sampled:
+        return likeliest(mx.array(self._computed()[list(asking)]), rows)
+
+    def _computed(self) -> np.ndarray:
+        if self._values is None:
+            logits = self._forward.logits(self._hidden)
+            self._values = logits if self._kinds is None else logits[list(self._kinds)]
+        return self._values
+
+
+class NumPyForward:
+    """A model that ``llama.accepts``, run by as many threads as NumPy's BLAS would take."""
+
+    def __init__(self, model: nn.Module, blas: NumPyBLAS) -> None:
+        self._model, self._blas = model, blas
+        self._cores = Cores(blas.threads)
+        self.take_weights()
+
+    def take_weights(self) -> None:
+        self._llama = llama.NumPyLlama(self._model, self._cores)
+
+    def new_caches(self) -> LayerCaches:
+        return [SequenceKV.new(self._llama.depth, self._llama.heads, self._llama.width)]
+
+    def kv_bytes(self) -> tuple[int, int]:
+        return self._llama.depth * self._llama.heads * self._llama.width * 2 * 4, 0
+
+    def run(self, tokens: mx.array, caches: LayerCaches) -> NumPyLogits:
+        return NumPyLogits(self, self._hidden(tokens, caches[0]))
+
+    def run_one_of_each(
+        self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
+    ) -> NumPyLogits:
+        batch: BatchKV = caches[0]
+        some = batch.take(first)
+        hidden = self._hidden(tokens[mx.array(list(first))], some)
+        batch.append_last(some, kinds)
+        return NumPyLogits(self, hidden, kinds)
+
+    def shares(self, caches: LayerCaches) -> bool:
+        return isinstance(caches[0], BatchKV)
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """float32[B, V] of hidden states [B, hidden]."""
+        with self._blas.single_threaded():
+            return self._llama.logits(hidden)
+
+    def close(self) -> None:
+        self._cores.close()
+
+    def _hidden(self, tokens: mx.array, batch: BatchKV) -> np.ndarray:
+        with self._blas.single_threaded():
+            return self._llama.hidden(np.asarray(tokens), batch)

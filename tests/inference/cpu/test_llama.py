@@ -1,0 +1,185 @@
+"""NumPy's forward pass is mlx-lm's, for every kind of model it accepts, and a row's is its own in any crowd."""
+
+from __future__ import annotations
+
+import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
+
+# isort: split
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models import gemma, llama, qwen2, qwen3
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import quantize_model
+
+from selfplay_ray.inference.adapters import Adapters
+from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
+from selfplay_ray.inference.cpu.llama import ROTATIONS, NumPyLlama, accepts
+from selfplay_ray.lora import LoRASettings
+
+WITHIN = 2e-5
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 200,
+    "max_position_embeddings": 4096,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+KINDS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
+    "llama": (llama, {"model_type": "llama"}),
+    "llama, a head of its own": (llama, {"model_type": "llama", "tie_word_embeddings": False}),
+    "llama, biases": (llama, {"model_type": "llama", "attention_bias": True, "mlp_bias": True}),
+    "llama, one query head a key head": (llama, {"model_type": "llama", "num_key_value_heads": 4}),
+    "llama, other heads": (llama, {"model_type": "llama", "head_dim": 32}),
+    "llama, widths of no 16": (llama, {"model_type": "llama", "hidden_size": 72, "intermediate_size": 90}),
+    "llama 3's rope": (llama, {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3}),
+    "positions scaled": (llama, {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "qwen2": (qwen2, {"model_type": "qwen2", "rope_theta": 1e6}),
+    "qwen3": (
+        qwen3,
+        {"model_type": "qwen3", "rope_theta": 1e6, "head_dim": 32, "tie_word_embeddings": True},
+    ),
+}
+
+
+def made(module: ModuleType, config: dict[str, Any]) -> nn.Module:
+    """A model of random weights, biases and norms too."""
+    model: nn.Module = module.Model(module.ModelArgs.from_dict({**SIZES, **config}))
+    rng = np.random.default_rng(0)
+    weights = [
+        (name, mx.array(rng.standard_normal(array.shape, dtype=np.float32) / np.sqrt(array.shape[-1])))
+        for name, array in tree_flatten(model.parameters())
+    ]
+    model.update(tree_unflatten(weights))
+    return model
+
+
+@pytest.fixture
+def cores() -> Iterator[Cores]:
+    cores = Cores(3)
+    yield cores
+    cores.close()
+
+
+def logprobs(logits: np.ndarray) -> np.ndarray:
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=-1, keepdims=True)
+    normalized: np.ndarray = exact - np.log(np.exp(exact).sum(axis=-1, keepdims=True))
+    return normalized
+
+
+def by_mlx(model: nn.Module, tokens: np.ndarray) -> np.ndarray:
+    """Logprobs [T, V] of one sequence."""
+    return logprobs(np.array(model(mx.array(tokens[None]), cache=make_prompt_cache(model))[0]))
+
+
+def empty(ours: NumPyLlama, rows: int) -> BatchKV:
+    return SequenceKV.merge([SequenceKV.new(ours.depth, ours.heads, ours.width) for _ in range(rows)])
+
+
+def texts(rows: int, length: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, SIZES["vocab_size"], (rows, length))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_computes_what_mlx_lm_does(kind: str, cores: Cores) -> None:
+    model = made(*KINDS[kind])
+    assert accepts(model)
+    ours, tokens = NumPyLlama(model, cores), texts(5, 70)
+    wanted = np.stack([by_mlx(model, row) for row in tokens])
+    kv, at = empty(ours, 5), 0
+    for count in (1, 50, 12, 1, 1, 5):  # more than one at once, across the room there is, one, and more again
+        last = ours.logits(ours.hidden(tokens[:, at : at + count], kv))
+        at += count
+        assert np.abs(logprobs(last) - wanted[:, at - 1]).max() < WITHIN
+
+
+def test_rows_of_different_lengths_are_as_alone(cores: Cores) -> None:
+    model = made(*KINDS["llama"])
+    ours, tokens, lengths = NumPyLlama(model, cores), texts(4, 30), [3, 17, 9, 1]
+    kv = empty(ours, 4)
+    kv.prepare(right_padding=[max(lengths) - length for length in lengths])
+    ours.hidden(tokens[:, : max(lengths)], kv)  # of some rows too many
+    kv.finalize()
+    for step in range(5):
+        now = np.array([[row[length + step]] for row, length in zip(tokens, lengths, strict=True)])
+        last = logprobs(ours.logits(ours.hidden(now, kv)))
+        for row, length in enumerate(lengths):
+            wanted = by_mlx(model, tokens[row, : length + step + 1])[-1]
+            assert np.abs(last[row] - wanted).max() < WITHIN
+
+
+def test_positions_beyond_the_first_table_of_rotations(cores: Cores) -> None:
+    model = made(*KINDS["llama"])
+    ours, tokens = NumPyLlama(model, cores), texts(1, ROTATIONS + 5)
+    last = logprobs(ours.logits(ours.hidden(tokens, empty(ours, 1))))
+    assert np.abs(last[0] - by_mlx(model, tokens[0])[-1]).max() < WITHIN
+
+
+def test_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
+    ours, tokens = NumPyLlama(made(*KINDS["llama"]), cores), texts(9, 40)
+
+    def last(rows: slice) -> np.ndarray:
+        some = tokens[rows]
+        kv = empty(ours, len(some))
+        return np.stack([ours.logits(ours.hidden(some[:, [step]], kv)) for step in range(40)], axis=1)
+
+    crowd = last(slice(0, 9))
+    for rows in (slice(4, 5), slice(3, 6), slice(4, 9)):
+        assert (last(rows) == crowd[rows]).all()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_adapters_are_computed_with_it(mixed: bool, cores: Cores) -> None:
+    model = made(*KINDS["qwen2"])
+    adapters = Adapters(model, LoRASettings(), max_adapters=2)
+    rng = np.random.default_rng(3)
+    for name in ("one", "other"):
+        weights = {
+            path: rng.normal(0, 0.2, shape).astype(np.float32) for path, shape in adapters.shapes.items()
+        }
+        adapters.load(name, weights, 1)
+    assert accepts(model)
+    ours, tokens = NumPyLlama(model, cores), texts(3, 12)
+    names = ["one", None, "other"] if mixed else ["one"] * 3
+    rows = [adapters.find(name) for name in names]
+    adapters.select(rows)
+    kv = empty(ours, 3)
+    ours.hidden(tokens[:, :-1], kv)
+    last = logprobs(ours.logits(ours.hidden(tokens[:, -1:], kv)))
+    for row, adapter in enumerate(rows):
+        adapters.select([adapter])
+        assert np.abs(last[row] - by_mlx(model, tokens[row])[-1]).max() < WITHIN
+    adapters.select([adapters.base])
+    plain = logprobs(ours.logits(ours.hidden(tokens[:1], empty(ours, 1))))
+    assert np.abs(plain[0] - by_mlx(model, tokens[0])[-1]).max() < WITHIN
+    assert np.abs(plain[0] - last[0]).max() > 100 * WITHIN  # they do something
+
+
+def test_other_models_are_left_to_mlx() -> None:
+    base = KINDS["llama"][1]
+    sliding = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    assert not accepts(made(llama, {**base, **sliding}))
+    assert not accepts(made(llama, {**base, "rope_traditional": True}))
+    assert not accepts(made(gemma, {"model_type": "gemma", "head_dim": 16}))
+    half = made(llama, base)
+    half.set_dtype(mx.bfloat16)
+    assert not accepts(half)
+    assert not accepts(quantize_model(made(llama, base), {}, group_size=32, bits=4)[0])
