@@ -38,6 +38,7 @@ from selfplay_ray.runlog.transcript import one_line
 from selfplay_ray.runtime import LocalRuntime, ModelClient
 from selfplay_ray.types import EpisodeRequest
 
+WIDTH = 120  # of a table that is read from a file
 MODES = {"sampled": [False], "greedy": [True], "both": [False, True]}  # whether it is greedy
 MODES_HELP = {
     "sampled": "Only as in training, each role at its own temperature.",
@@ -138,7 +139,7 @@ def _show(
         sys.stdout.write(as_json(sheets, about) + "\n")
         return
     console = Console()
-    console.print(as_table(sheets))
+    console.print(as_table(sheets), width=console.width if console.is_terminal else WIDTH)
     for note in notes(sheets):
         console.print(Text(note), soft_wrap=True)
     if options.run is not None:

@@ -95,21 +95,23 @@ def _estimates_json(estimates: Estimates) -> dict[str, Any]:
 
 
 def as_table(sheets: list[Sheet]) -> Table:
-    """Rewards by role, then the metrics that say something else than these."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    """For each sheet rewards by role, then the metrics that say something else than these."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     names = list(sheets[0].evaluations)
     for heading in ("mean reward", *names, *(["difference"] if len(names) == 2 else [])):
-        table.add_column(Text(one_line(heading)))
+        table.add_column(Text(one_line(heading)), overflow="fold")
     for sheet in sheets:
         rewards = [evaluation.rewards for evaluation in sheet.evaluations.values()]
         metrics = [_telling_metrics(evaluation) for evaluation in sheet.evaluations.values()]
         change = sheet.difference or Comparison({}, {})
+        table.add_row(Text(sheet.kind, style="bold"))
         for role in _names(rewards):
-            cells = [estimates.get(role) for estimates in rewards]
-            table.add_row(*_row(f"{role}, {sheet.kind}", cells, change.rewards.get(role)))
+            table.add_row(
+                *_row(role, [estimates.get(role) for estimates in rewards], change.rewards.get(role))
+            )
         for metric in _names(metrics):
             cells = [estimates.get(metric) for estimates in metrics]
-            table.add_row(*_row(f"{metric}, {sheet.kind}", cells, change.metrics.get(metric)), style="dim")
+            table.add_row(*_row(metric, cells, change.metrics.get(metric)), style="dim")
     return table
 
 
@@ -153,7 +155,7 @@ def _telling_metrics(evaluation: Evaluation) -> Estimates:
 
 
 def _row(name: str, cells: list[Estimate | None], difference: Estimate | None) -> list[Text]:
-    row = [Text(one_line(name)), *(Text(_cell(cell, "")) for cell in cells)]
+    row = [Text(f"  {one_line(name)}"), *(Text(_cell(cell, "")) for cell in cells)]
     return [*row, Text(_cell(difference, "+"))] if len(cells) == 2 else row
 
 

@@ -86,7 +86,7 @@ def test_the_last_adapter_against_the_base_model(run: RunLog, capsys):
     out = said(capsys, "--run", run.folder)
     lines = out.splitlines()
     assert lines[0].split() == ["mean", "reward", "base", "v000002", "difference"]
-    assert [line.split(",")[0] for line in lines[1:3]] == ["Proposer", "Proposer"]
+    assert [line.split()[0] for line in lines[1:5]] == ["sampled", "Proposer", "greedy", "Proposer"]
     assert (
         "4 episodes, the same for all; 95 % intervals by bootstrap over 2 independent observations" in lines
     )
@@ -250,8 +250,8 @@ def cells(one: Sheet) -> list[list[str]]:
 
 
 def test_numbers_are_rounded_and_an_interval_that_there_is_not_is_left_out():
-    assert cells(sheet((0.1249, -0.001, 0.25, 40)))[1] == ["0.12 [0.00, 0.25]"]
-    assert cells(sheet((1 / 3, math.nan, math.nan, 1)))[1] == ["0.33"]
+    assert cells(sheet((0.1249, -0.001, 0.25, 40)))[1] == ["", "0.12 [0.00, 0.25]"]
+    assert cells(sheet((1 / 3, math.nan, math.nan, 1)))[1] == ["", "0.33"]
 
 
 def test_notes_say_what_failed_and_how_little_there_is():
