@@ -21,15 +21,13 @@ from selfplay_ray.config_sources import SentenceParser, load_config
 from selfplay_ray.errors import ConfigError, EpisodeError
 from selfplay_ray.evaluation import EPISODES, eval_requests, play
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.engine import Engine
 from selfplay_ray.jobs.by_name import known_tasks, training_job
 from selfplay_ray.jobs.evaluation_policies import (
     BASE,
+    Engines,
     Policy,
     choose_policies,
-    client_of,
-    load_policy,
-    start_engine,
+    start_engines,
 )
 from selfplay_ray.jobs.evaluation_report import Sheet, as_json, as_table, notes
 from selfplay_ray.runlog.evaluations import FOLDER, write_evaluation
@@ -65,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     config = _config(job.make_arena, options)
     arena: Arena = job.make_arena(config)
     arena.configure(config)
-    with _at_work(), start_engine(config, policies) as engine:
-        sheets = asyncio.run(_evaluate(arena, engine, policies, config, options))
+    with _at_work(), start_engines(config, policies) as engines:
+        sheets = asyncio.run(_evaluate(arena, engines, policies, config, options))
     if options.run is not None:
         _keep(options.run, sheets)
     _check_that_something_was_played(sheets)
@@ -75,13 +73,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _evaluate(
-    arena: Arena, engine: Engine, policies: Sequence[Policy], config: RunConfig, options: argparse.Namespace
+    arena: Arena, engines: Engines, policies: Sequence[Policy], config: RunConfig, options: argparse.Namespace
 ) -> list[Sheet]:
     """One sheet a mode. Everything is played at once: the engine decodes all policies in one batch."""
-    chat = ChatTokenizer(engine.model_path)
+    chat = ChatTokenizer(engines.shared.model_path)
     for policy in policies:
-        await load_policy(engine, policy, config.lora_scale)
-    clients = [client_of(policy, engine, chat, config.max_tokens) for policy in policies]
+        await engines.load(policy, config.lora_scale)
+    clients = [engines.client_of(policy, chat, config.max_tokens) for policy in policies]
     arena.bind(LocalRuntime(arena, clients[0]))
     await arena.on_train_start()
     modes = [eval_requests(arena, options.episodes, greedy=greedy) for greedy in MODES[options.mode]]

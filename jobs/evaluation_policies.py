@@ -1,8 +1,9 @@
-"""Which policies an evaluation compares, and one engine that answers for all of them."""
+"""Which policies an evaluation compares, and the engines that answer for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -24,12 +25,20 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The base model, or an adapter on it: of ``version`` in its run, and of ``rank``. ``name`` is for people."""
+    """The base model, or an adapter on it of ``rank`` (0: all weights in its place), and ``version`` in its run.
+
+    ``name`` is for people.
+    """
 
     name: str
     path: Path | None = None
     version: int = 0
     rank: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a model of its own."""
+        return self.path is not None and self.rank == 0
 
     @classmethod
     def at(cls, source: Path, version: int | None = None) -> Self:
@@ -42,7 +51,8 @@ class Policy:
             return cls(source.resolve().name, source, rank=read_peft(source)[1].r)
         path = find_adapter(source, version).path
         saved = load_adapter(path)
-        return cls(path.stem, path, saved.version, saved.settings.rank)
+        name = path.parent.name if path.parent.parent.name == "checkpoints" else path.stem
+        return cls(name, path, saved.version, saved.settings.rank)
 
     @property
     def adapter(self) -> str | None:
@@ -70,34 +80,58 @@ def choose_policies(
     return [first, second]
 
 
-def start_engine(config: RunConfig, policies: Sequence[Policy]) -> Engine:
-    """An engine of the run's model with room for every policy's adapter."""
-    rank = max([config.lora_rank, *(policy.rank for policy in policies)])
-    lora = LoRASettings(rank, config.lora_scale)  # on all layers: what an adapter lacks is zero
-    return Engine(
-        resolve_model(config.model_path),
-        lora=lora,
-        max_adapters=len(policies),
-        max_batch_size=config.concurrency,
-    )
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What answers for the policies: one engine of the base model and all adapters, so that they are decoded in one
+    batch, and one more for each policy that is all weights of a model."""
+
+    shared: Engine
+    whole: Mapping[str, Engine]
+
+    def client_of(self, policy: Policy, chat: ChatTokenizer, max_tokens: int) -> EngineClient:
+        """Lets ``policy`` answer what roles are asked; judges stay the base model."""
+
+        async def generate(request: GenerationRequest) -> Generation:
+            if request.adapter is None:
+                return await self.shared.generate(request)
+            if policy.name in self.whole:
+                return await self.whole[policy.name].generate(request)
+            return await self.shared.generate(replace(request, adapter=policy.adapter))
+
+        return EngineClient(chat, generate, lambda: policy.version, max_tokens)
+
+    async def load(self, policy: Policy, scale: float) -> None:
+        """Load the policy's weights.
+
+        Raises:
+            AdapterError: they can't be read, or don't fit the model.
+        """
+        if policy.path is None:
+            return
+        if policy.name in self.whole:
+            await self.whole[policy.name].load_adapter(load_adapter(policy.path).weights, policy.version)
+            return
+        weights = read_any_adapter(policy.path, AdapterShape(self.shared.adapter_shapes, scale))
+        await self.shared.load_adapter(weights, policy.version, policy.name)
 
 
-async def load_policy(engine: Engine, policy: Policy, scale: float) -> None:
-    """Give ``engine`` the policy's adapter.
+@contextmanager
+def start_engines(config: RunConfig, policies: Sequence[Policy]) -> Iterator[Engines]:
+    """Engines of the run's model for all ``policies``.
 
     Raises:
-        AdapterError: it can't be read, or doesn't fit the model.
+        ModelError: there is no such model.
     """
-    if policy.path is not None:
-        weights = read_any_adapter(policy.path, AdapterShape(engine.adapter_shapes, scale))
-        await engine.load_adapter(weights, policy.version, policy.name)
+    model = resolve_model(config.model_path)
+    rank = max([1, config.lora_rank, *(policy.rank for policy in policies)])
+    lora = LoRASettings(rank, config.lora_scale)  # on all layers: what an adapter lacks is zero
+    with ExitStack() as stack:
 
+        def start(lora: LoRASettings) -> Engine:
+            size = config.concurrency
+            return stack.enter_context(
+                Engine(model, lora=lora, max_adapters=len(policies), max_batch_size=size)
+            )
 
-def client_of(policy: Policy, engine: Engine, chat: ChatTokenizer, max_tokens: int) -> EngineClient:
-    """Lets ``policy`` answer what roles are asked; judges stay the base model."""
-
-    async def generate(request: GenerationRequest) -> Generation:
-        judges = request.adapter is None
-        return await engine.generate(request if judges else replace(request, adapter=policy.adapter))
-
-    return EngineClient(chat, generate, lambda: policy.version, max_tokens)
+        whole = [policy.name for policy in policies if policy.whole]
+        yield Engines(start(lora), {name: start(LoRASettings(rank=0)) for name in whole})

@@ -103,7 +103,7 @@ def test_the_last_adapter_against_the_base_model(run: RunLog, capsys):
 def test_an_adapter_without_effect_says_what_the_base_model_says(run: RunLog, capsys):
     said(capsys, "--run", run.folder, "--version", 0)
     for kind in ("sampled", "greedy"):
-        assert what_was_said(run, f"base-{kind}") == what_was_said(run, f"v000000-{kind}")
+        assert what_was_said(run, f"base-{kind}") == what_was_said(run, f"v000000-{kind}")  # to the last word
 
 
 def test_as_json_and_the_same_at_every_call(run: RunLog, capsys):
@@ -150,6 +150,26 @@ def test_adapters_of_one_name_and_of_a_larger_rank(run: RunLog, tiny: Path, shap
     assert report["run"] is None
     assert list(report["evaluations"][0]["policies"]) == ["v000002", "v000002-2"]
     assert report["adapters"] == {"v000002": str(run.adapter_path(2)), "v000002-2": str(other)}
+
+
+def test_a_policy_that_is_all_weights_has_an_engine_of_its_own(run: RunLog, tiny: Path, capsys):
+    """Weights that are the base model's say what it says, those of another model something else."""
+    model, _ = load_model(tiny)
+    attach_lora(model, LoRASettings(rank=0), seed=0)
+    weights = read_adapter(model)
+    kept = run.folder / "checkpoints" / "v000004" / "adapter.safetensors"
+    kept.parent.mkdir(parents=True)
+    for path in run.adapters_dir.iterdir():
+        path.unlink()
+    save_adapter(kept, weights, LoRASettings(rank=0), 4)
+    said(capsys, "--run", run.folder)
+    for kind in ("sampled", "greedy"):
+        base, whole = what_was_said(run, f"base-{kind}"), what_was_said(run, f"v000004-{kind}")
+        assert [row[1:] for row in base] == [row[1:] for row in whole]
+    save_adapter(kept, {name: -value for name, value in weights.items()}, LoRASettings(rank=0), 4)
+    said(capsys, "--run", run.folder, "--greedy")
+    base, whole = what_was_said(run, "base-greedy"), what_was_said(run, "v000004-greedy")
+    assert [row[3] for row in base] != [row[3] for row in whole]
 
 
 def test_the_base_model_alone(tiny: Path, capsys):
