@@ -1,9 +1,9 @@
 """How sure a mean is: bootstrap intervals for observations that come in independent clusters.
 
 What is told of a policy is a mean over rollouts, and rollouts of one tree are alike: they answer one question. So
-whole clusters are drawn again, with replacement, and never single observations (Field & Welsh 2007, Bootstrapping
-clustered data, J. R. Statist. Soc. B 69, section 2.2, the "randomized cluster bootstrap"); the interval's ends are
-percentiles of the means that come out (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
+whole clusters are drawn again, with replacement, and never single observations: the "cluster bootstrap" of Field &
+Welsh 2007, Bootstrapping clustered data, J. R. Statist. Soc. B 69, 369-390. The interval's ends are percentiles of the
+means that come out (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
 Clusters are of different sizes, so the mean is a ratio, sum over count, and both are drawn again.
 
 A percentile interval is too narrow where clusters are few: it is about 1.96 sqrt((n - 1) / n) standard errors wide
@@ -59,7 +59,7 @@ def estimate_difference(before: Totals, after: Totals) -> Estimate:
     """The mean after minus the mean before, cluster for cluster of the same questions.
 
     Each resample takes the same clusters of both, so that what makes a question hard for both doesn't count as
-    chance: Efron & Tibshirani 1993, section 8.3, two samples that are paired.
+    chance.
 
     Raises:
         ValueError: the clusters aren't as many, or one of the two has no observation.
