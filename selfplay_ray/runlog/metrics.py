@@ -69,7 +69,8 @@ class StepMetrics:
             )
             for role in roles
         }
-        return cls(rewards=rewards, values=numbers, **fields)  # type: ignore[arg-type]  # ints stay ints in JSON
+        counts = {field: int(fields.pop(field)) for field in COUNTS}
+        return cls(rewards=rewards, values=numbers, **counts, **fields)  # type: ignore[arg-type]
 
 
 FLAT_NAMES = {
@@ -85,6 +86,10 @@ FLAT_NAMES = {
     "learner_wait_seconds": "time/learner_wait",
     "engine_wait_seconds": "time/engine_wait",
 }
+
+
+COUNTS = ("step", "version", "finished", "failed", "dropped_stale", "staleness_max")
+"""The fields that are whole numbers, which a reader of JSON may take for others."""
 
 
 class MetricLogger(Protocol):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from selfplay_ray.runlog.metrics import (
     StepMetrics,
+    before_training,
     pooled_metrics,
     pooled_rewards,
     reward_changes,
@@ -129,6 +130,13 @@ def test_step_metrics_counts_staleness_from_the_policy_that_was_trained() -> Non
 
 names = st.text(min_size=1, max_size=5)
 numbers = st.floats(-1e6, 1e6)
+
+
+def test_counts_are_whole_numbers_whatever_reads_the_json() -> None:
+    row = {name: float(number) for name, number in before_training(time=1.5).flat().items()}
+    read = StepMetrics.from_flat(row)
+    assert read == before_training(time=1.5)
+    assert (repr(read.step), repr(read.staleness_max), repr(read.time)) == ("0", "0", "1.5")
 
 
 @given(
