@@ -6,6 +6,7 @@ import csv
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -121,11 +122,11 @@ def _draw_task(axes: Axes, points: Sequence[CurvePoint]) -> None:
 
 def _matplotlib() -> ModuleType:
     try:
-        import matplotlib.figure
+        import_module("matplotlib.figure")
+        return import_module("matplotlib")
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise ConfigError(
             "matplotlib isn't installed; drawing comes with an extra: pip install 'selfplay-ray[plot]'"
         ) from None
-    return matplotlib
