@@ -136,8 +136,8 @@ def _show(
         about["adapters"] = {policy.name: str(policy.path) for policy in policies if policy.path is not None}
         sys.stdout.write(as_json(sheets, about) + "\n")
         return
-    console = Console()
-    console.print(as_table(sheets), width=console.width if console.is_terminal else WIDTH)
+    console = Console() if Console().is_terminal else Console(width=WIDTH)
+    console.print(as_table(sheets))
     for note in notes(sheets):
         console.print(Text(note), soft_wrap=True)
     if options.run is not None:

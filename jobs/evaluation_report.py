@@ -131,7 +131,8 @@ def notes(sheets: list[Sheet]) -> Iterator[str]:
     fewest = min(estimates, key=lambda pair: pair[1], default=("", FEW_CLUSTERS))
     if fewest[1] < FEW_CLUSTERS:
         few = f"{one_line(fewest[0])}: {fewest[1]}"
-        yield f"with fewer than {FEW_CLUSTERS} ({few}) an interval is somewhat too narrow; --episodes plays more"
+        fault = "is somewhat too narrow" if fewest[1] > 1 else "can't be told from one"
+        yield f"with fewer than {FEW_CLUSTERS} ({few}) an interval {fault}; --episodes plays more"
     for sheet in sheets:
         for name, evaluation in sheet.evaluations.items():
             if failures := [rollout.error for rollout in evaluation.rollouts if rollout.error is not None]:
