@@ -138,7 +138,7 @@ class NumPyLogits:
         self._values: np.ndarray | None = None
 
     def draw(self, rows: Sequence[SamplingRow]) -> Sampled:
-        tokens, logprobs = sample_in_numpy(self._computed(), rows)
+        tokens, logprobs = sample_in_numpy(self._computed(), rows, self._forward.cores)
         return mx.array(tokens), mx.array(logprobs)
 
     def likeliest(self, asking: Sequence[int], rows: Sequence[SamplingRow]) -> Sampled:
@@ -156,11 +156,11 @@ class NumPyForward:
 
     def __init__(self, model: nn.Module, blas: NumPyBLAS) -> None:
         self._model, self._blas = model, blas
-        self._cores = Cores(blas.threads)
+        self.cores = Cores(blas.threads)
         self.take_weights()
 
     def take_weights(self) -> None:
-        self._llama = llama.NumPyLlama(self._model, self._cores)
+        self._llama = llama.NumPyLlama(self._model, self.cores)
 
     def new_caches(self) -> LayerCaches:
         return [SequenceKV.new(self._llama.depth, self._llama.heads, self._llama.width)]
@@ -189,7 +189,7 @@ class NumPyForward:
             return self._llama.logits(hidden)
 
     def close(self) -> None:
-        self._cores.close()
+        self.cores.close()
 
     def _hidden(self, tokens: mx.array, batch: BatchKV) -> np.ndarray:
         with self._blas.single_threaded():

@@ -26,11 +26,13 @@ ALIKE = {"mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.models.qwen3"}
 KNOWN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.RoPE, Llama3RoPE)
 """What may hold arrays in such a model."""
 
-SCORES = 1 << 20
-"""Scores of attention that are worked on at a time: what stays in a core's cache."""
+SCORES = ACTIVATED = 1 << 15
+"""Scores of attention, and values of the activation, that are worked on at a time: what stays in a core's cache, and
+is small enough that its memory is not asked of the system each time."""
 
 Then = Callable[[slice], object]
 RMSNorm = tuple[np.ndarray, float]
+KeysValues = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class Positions:
     """Where the tokens of a forward pass stand.
 
     ``length`` positions are looked at; ``at`` [B, T] are the tokens' own; ``start`` is that of the first ones, if they
-    are the same in all rows. ``cosines`` and ``sines`` [B or 1, T, 1, width / 2]; ``bias`` [B or 1, 1, 1, T, length] is
-    0 where a token may look and minus infinity elsewhere, None where all may look everywhere.
+    are the same in all rows. ``cosines`` and ``sines`` are [B or 1, 1, 1, T, width / 2]; ``bias`` [B or 1, 1, 1, T,
+    length] is 0 where a token may look and minus infinity elsewhere, None where all may look everywhere.
     """
 
     length: int
@@ -89,10 +91,20 @@ class Workspace:
     gate: np.ndarray
     up: np.ndarray
     added: np.ndarray
+    normed: np.ndarray
 
     @classmethod
     def of(cls, layer: Layer, tokens: int) -> Workspace:
-        linears = (layer.query, layer.key, layer.value, layer.query, layer.gate, layer.up, layer.down)
+        linears = (
+            layer.query,
+            layer.key,
+            layer.value,
+            layer.query,
+            layer.gate,
+            layer.up,
+            layer.down,
+            layer.down,
+        )
         return cls(*(np.empty((tokens, linear.width), dtype=np.float32) for linear in linears))
 
 
@@ -156,82 +168,74 @@ class NumPyLlama:
         if count > 1 or not alike:
             seen = np.arange(length) <= at[..., None]
             bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
-        cosines, sines = self._cosines[at][:, :, None], self._sines[at][:, :, None]
+        cosines, sines = self._cosines[at][:, None, None], self._sines[at][:, None, None]
         return Positions(length, at, int(kv.lengths[0]) if alike else None, cosines, sines, bias)
 
     def _attention(
-        self,
-        layer: Layer,
-        h: np.ndarray,
-        space: Workspace,
-        positions: Positions,
-        kv: tuple[np.ndarray, np.ndarray],
+        self, layer: Layer, h: np.ndarray, space: Workspace, positions: Positions, kv: KeysValues
     ) -> None:
-        x = _normed(h, layer.before_attention)
+        x = _normed(h, layer.before_attention, space.normed)
         self._multiply(x, [(layer.query, space.query), (layer.key, space.key), (layer.value, space.value)])
-        batch = len(kv[0])
-        self._cores.run(
-            lambda share: self._attend(layer, space, positions, kv, self._cores.part(batch, share))
-        )
+        self._cores.run(lambda share: self._attend(layer, space, positions, kv, share))
         self._multiply(space.attended, [(layer.output, space.added)])
         h += space.added
 
     def _attend(
-        self,
-        layer: Layer,
-        space: Workspace,
-        positions: Positions,
-        kv: tuple[np.ndarray, np.ndarray],
-        rows: slice,
+        self, layer: Layer, space: Workspace, positions: Positions, kv: KeysValues, share: int
     ) -> None:
-        """Rows of ``space.attended``, as many at a time as fit a core's cache."""
-        batch = len(kv[0])
-        per_row = len(space.query) // batch * positions.length * (layer.query.width // self.width)
-        step = max(1, SCORES // per_row)
+        """A share of ``space.attended``: rows, or where these are too few key heads; as many rows at a time as fit a
+        core's cache."""
+        batch, heads = kv[0].shape[:2]
+        by_heads = batch < self._cores.count
+        rows = slice(0, batch) if by_heads else self._cores.part(batch, share)
+        some_heads = self._cores.part(heads, share) if by_heads else slice(0, heads)
+        if some_heads.start == some_heads.stop:
+            return
+        scores = space.query.size // self.width // batch * positions.length
+        step = max(1, SCORES // scores)
         for start in range(rows.start, rows.stop, step):
-            some = slice(start, min(start + step, rows.stop))
-            query, key, value = (
-                part.reshape(batch, -1, part.shape[1] // self.width, self.width)[some]
-                for part in (space.query, space.key, space.value)
+            part = slice(start, min(start + step, rows.stop)), some_heads
+            query, key, value, attended = (
+                # [B, T, heads, queries a key head, width] as [B, heads, queries, T, width]
+                side.reshape(batch, -1, heads, side.shape[1] // heads // self.width, self.width).transpose(
+                    0, 2, 3, 1, 4
+                )[part]
+                for side in (space.query, space.key, space.value, space.attended)
             )
-            attended = space.attended.reshape(batch, query.shape[1], -1, self.width)[some]
-            self._attend_rows(
-                layer, (query, key, value), positions.of(some), (kv[0][some], kv[1][some]), attended
-            )
+            cached = kv[0][part], kv[1][part]
+            self._attend_part(layer, (query, key, value), positions.of(part[0]), cached, attended)
 
-    def _attend_rows(
+    def _attend_part(
         self,
         layer: Layer,
         projected: tuple[np.ndarray, np.ndarray, np.ndarray],
         positions: Positions,
-        kv: tuple[np.ndarray, np.ndarray],
+        kv: KeysValues,
         attended: np.ndarray,
     ) -> None:
-        """``attended`` [B, T, query heads, width] from queries, keys and values [B, T, heads, width] and ``kv``, to
-        which these keys and values are added."""
+        """``attended`` [B, heads, n, T, width], of n queries a key head, from queries of that shape, keys and values of
+        the same with n = 1, and ``kv``, to which these keys and values are added."""
         query, key, value = projected
-        batch, count, _, width = query.shape
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = _normed(query, layer.query_norm), _normed(key, layer.key_norm)
-        _write(kv[0], _rotated(key, positions), positions)
-        _write(kv[1], value, positions)
+        _write(kv[0], _rotated(key, positions)[:, :, 0], positions)
+        _write(kv[1], value[:, :, 0], positions)
         keys, values = (side[:, :, : positions.length] for side in kv)
-        query = _rotated(query, positions) * self._scale
-        # Query heads [heads, n] share a key head each: one product for all n of them and all tokens.
-        grouped = query.reshape(batch, count, self.heads, -1, width).transpose(0, 2, 3, 1, 4)
-        scores = grouped.reshape(batch, self.heads, -1, width) @ keys.swapaxes(-1, -2)
+        turned = _rotated(query, positions)
+        turned *= self._scale
+        # One product for all the queries of a key head and all tokens.
+        scores = turned.reshape(*query.shape[:2], -1, self.width) @ keys.swapaxes(-1, -2)
         if positions.bias is not None:
-            by_token = scores.reshape(*grouped.shape[:4], positions.length)
+            by_token = scores.reshape(*query.shape[:4], positions.length)
             by_token += positions.bias
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         mixed = scores @ values
         mixed /= scores.sum(axis=-1, keepdims=True)
-        grid = attended.reshape(batch, count, self.heads, -1, width).transpose(0, 2, 3, 1, 4)
-        grid[...] = mixed.reshape(grid.shape)
+        attended[...] = mixed.reshape(attended.shape)
 
     def _mlp(self, layer: Layer, h: np.ndarray, space: Workspace) -> None:
-        x = _normed(h, layer.before_mlp)
+        x = _normed(h, layer.before_mlp, space.normed)
         self._multiply(x, [(layer.gate, space.gate), (layer.up, space.up)], partial(_activate, space))
         self._multiply(space.gate, [(layer.down, space.added)])
         h += space.added
@@ -298,23 +302,25 @@ def _norm(norm: nn.RMSNorm) -> RMSNorm:
     return np.asarray(norm.weight), float(norm.eps)
 
 
-def _normed(x: np.ndarray, norm: RMSNorm) -> np.ndarray:
+def _normed(x: np.ndarray, norm: RMSNorm, out: np.ndarray | None = None) -> np.ndarray:
     """x / √(mean x² + ε) · weight over the last axis."""
     weight, epsilon = norm
     mean = np.einsum("...i,...i->...", x, x) / np.float32(x.shape[-1])
-    normed: np.ndarray = x * (1 / np.sqrt(mean + np.float32(epsilon)))[..., None]
+    normed: np.ndarray = np.multiply(x, (1 / np.sqrt(mean + np.float32(epsilon)))[..., None], out=out)
     normed *= weight
     return normed
 
 
 def _activate(space: Workspace, columns: slice) -> None:
     """silu(gate) · up, into ``space.gate``."""
-    gate = space.gate[:, columns]
-    sigmoid = np.negative(gate)
-    np.exp(sigmoid, out=sigmoid)  # infinite past e^88, where the sigmoid is 0
-    sigmoid += 1
-    gate /= sigmoid
-    gate *= space.up[:, columns]
+    step = max(1, ACTIVATED // max(1, columns.stop - columns.start))
+    for start in range(0, len(space.gate), step):
+        gate, up = (side[start : start + step, columns] for side in (space.gate, space.up))
+        sigmoid = np.negative(gate)
+        np.exp(sigmoid, out=sigmoid)  # infinite past e^88, where the sigmoid is 0
+        sigmoid += 1
+        gate /= sigmoid
+        gate *= up
 
 
 ROTATIONS = 1024
@@ -330,18 +336,21 @@ def _rotations(rope: nn.Module, width: int, start: int) -> tuple[np.ndarray, np.
 
 
 def _rotated(x: np.ndarray, positions: Positions) -> np.ndarray:
-    """x [B, T, heads, width] turned to its positions (Su et al. 2021, arXiv:2104.09864, eq. 34)."""
+    """x [B, heads, n, T, width] turned to its positions (Su et al. 2021, arXiv:2104.09864, eq. 34)."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     turned = np.empty(x.shape, dtype=np.float32)
-    np.subtract(first * positions.cosines, second * positions.sines, out=turned[..., :half])
-    np.add(second * positions.cosines, first * positions.sines, out=turned[..., half:])
+    np.multiply(first, positions.cosines, out=turned[..., :half])
+    np.multiply(second, positions.cosines, out=turned[..., half:])
+    turned[..., :half] -= second * positions.sines
+    turned[..., half:] += first * positions.sines
     return turned
 
 
 def _write(side: np.ndarray, new: np.ndarray, positions: Positions) -> None:
-    """Put ``new`` [B, T, heads, width] where it belongs in ``side`` [B, heads, capacity, width]."""
+    """Put ``new`` [B, heads, T, width] where it belongs in ``side`` [B, heads, capacity, width]."""
     if positions.start is not None:
-        side[:, :, positions.start : positions.start + new.shape[1]] = new.swapaxes(1, 2)
+        side[:, :, positions.start : positions.start + new.shape[2]] = new
     else:
-        side[np.arange(len(new))[:, None], :, positions.at] = new
+        # Indices on both sides of a slice: their axes come first.
+        side[np.arange(len(new))[:, None], :, positions.at] = new.swapaxes(1, 2)

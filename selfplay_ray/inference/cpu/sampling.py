@@ -7,30 +7,40 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.sampling import BLOCK, SamplingRow, draw_key, exponentials
 
 
-def sample(logits: np.ndarray, rows: Sequence[SamplingRow]) -> tuple[np.ndarray, np.ndarray]:
+def sample(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tuple[np.ndarray, np.ndarray]:
     """Draw one token a row and say how likely it was: int32[B] and float32[B], of logits float32[B, V]."""
-    with np.errstate(all="ignore"):  # what has no probability never arrives
-        return _sample(logits, rows)
-
-
-def _sample(logits: np.ndarray, rows: Sequence[SamplingRow]) -> tuple[np.ndarray, np.ndarray]:
     scaled = _scaled(logits, rows)
-    largest = scaled.max(axis=-1, keepdims=True)
     batch, vocabulary = scaled.shape
-    blocks = -(-vocabulary // BLOCK)
-    weights = np.zeros((batch, blocks * BLOCK), dtype=np.float32)
-    np.exp(np.subtract(scaled, largest, out=weights[:, :vocabulary]), out=weights[:, :vocabulary])
-    grid = weights.reshape(batch, blocks, BLOCK)
-    sums = grid.sum(axis=-1)
+    largest = np.empty(batch, dtype=np.float32)
+    sums = np.empty((batch, -(-vocabulary // BLOCK)), dtype=np.float32)
+
+    def sum_up(share: int) -> None:
+        every = cores.part(batch, share)
+        for row in range(every.start, every.stop):  # one by one they stay in a core's cache
+            largest[row] = scaled[row].max()
+            sums[row] = _block_sums(scaled[row], largest[row])
+
+    cores.run(sum_up)
     greedy = np.array([row.temperature == 0 for row in rows])
-    tokens = weights.argmax(axis=-1) if greedy.any() else np.zeros(batch, dtype=np.int64)
-    if not greedy.all():
-        tokens = np.where(greedy, tokens, _race(grid, sums, rows))
-    normalizer = largest[:, 0] + np.log(sums.sum(axis=-1))
+    tokens = scaled.argmax(axis=-1) if greedy.any() else np.zeros(batch, dtype=np.int64)
+    with np.errstate(all="ignore"):  # what has no probability never arrives
+        if not greedy.all():
+            tokens = np.where(greedy, tokens, _race(scaled, largest, sums, rows))
+        normalizer = largest + np.log(sums.sum(axis=-1))
     return tokens.astype(np.int32), scaled[np.arange(batch), tokens] - normalizer
+
+
+def _block_sums(logits: np.ndarray, largest: np.float32) -> np.ndarray:
+    """The sum of each block's weights, the likeliest token's being 1: [blocks], of logits [V]."""
+    weights = np.zeros(-(-len(logits) // BLOCK) * BLOCK, dtype=np.float32)
+    np.subtract(logits, largest, out=weights[: len(logits)])
+    np.exp(weights[: len(logits)], out=weights[: len(logits)])
+    sums: np.ndarray = weights.reshape(-1, BLOCK).sum(axis=-1)
+    return sums
 
 
 def _scaled(logits: np.ndarray, rows: Sequence[SamplingRow]) -> np.ndarray:
@@ -46,12 +56,16 @@ def _scaled(logits: np.ndarray, rows: Sequence[SamplingRow]) -> np.ndarray:
     return scaled
 
 
-def _race(grid: np.ndarray, sums: np.ndarray, rows: Sequence[SamplingRow]) -> np.ndarray:
-    """The winning block of each row, then the winning token inside it; ``grid`` [B, blocks, BLOCK]."""
-    blocks = sums.shape[-1]
+def _race(
+    scaled: np.ndarray, largest: np.ndarray, sums: np.ndarray, rows: Sequence[SamplingRow]
+) -> np.ndarray:
+    """The winning block of each row, then the winning token inside it: int64[B]."""
+    (batch, vocabulary), blocks = scaled.shape, sums.shape[-1]
     keys = mx.array([draw_key(row.seed, row.position) for row in rows], dtype=mx.uint32)
     times = np.asarray(exponentials(keys, blocks + BLOCK))
     block = np.argmin(times[:, :blocks] / sums, axis=-1)
-    inside = grid[np.arange(len(grid)), block]
-    tokens: np.ndarray = block * BLOCK + np.argmin(times[:, blocks:] / inside, axis=-1)
-    return tokens
+    tokens = block[:, None] * BLOCK + np.arange(BLOCK)
+    inside = np.exp(scaled[np.arange(batch)[:, None], np.minimum(tokens, vocabulary - 1)] - largest[:, None])
+    inside[tokens >= vocabulary] = 0
+    chosen: np.ndarray = block * BLOCK + np.argmin(times[:, blocks:] / inside, axis=-1)
+    return chosen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
 
 # isort: split
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -69,13 +68,6 @@ def made(module: ModuleType, config: dict[str, Any]) -> nn.Module:
     ]
     model.update(tree_unflatten(weights))
     return model
-
-
-@pytest.fixture
-def cores() -> Iterator[Cores]:
-    cores = Cores(3)
-    yield cores
-    cores.close()
 
 
 def logprobs(logits: np.ndarray) -> np.ndarray:
