@@ -122,11 +122,12 @@ def _draw_task(axes: Axes, points: Sequence[CurvePoint]) -> None:
 
 def _matplotlib() -> ModuleType:
     try:
-        import_module("matplotlib.figure")
-        return import_module("matplotlib")
+        matplotlib = import_module("matplotlib")
+        import_module("matplotlib.figure")  # which the package doesn't import by itself
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise ConfigError(
             "matplotlib isn't installed; drawing comes with an extra: pip install 'selfplay-ray[plot]'"
         ) from None
+    return matplotlib

@@ -26,7 +26,7 @@ def check_run(folder: Path, tiny: Path) -> None:
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["version"] for step in steps] == [1, 2]
     assert all(step["episodes/finished"] >= 2 for step in steps)
-    assert (folder / "checkpoint").is_dir()
+    assert (folder / "checkpoints" / "v000002").is_dir()
 
 
 def test_dry_run_starts_nothing(tmp_path: Path, environment: dict[str, str]):
