@@ -226,6 +226,27 @@ class Arena:
             return await self.runtime.complete(call)
         return await self._speak(run, role, index, call)
 
+    async def ask(
+        self, question: str, key: str, *, temperature: float | None = None, max_tokens: int | None = None
+    ) -> Completion:
+        """Ask an oracle, as ``call_model`` without a role does, but with chance keyed by the question and ``key``:
+        whoever asks the same, and whenever, gets the same answer.
+
+        Raises:
+            InferenceError: the model could not answer.
+        """
+        run = current_run()
+        return await self.runtime.complete(
+            ModelCall(
+                messages=_with_system_prompt(question, None),
+                role_id=None,
+                temperature=_temperature(run, None, temperature),
+                max_tokens=max_tokens,
+                seed=derive_seed(self.seed, "ask", key, question),
+                priority=run.request.depth if run else 0,
+            )
+        )
+
     async def _speak(self, run: EpisodeRun, role: Role, index: int, call: ModelCall) -> Completion:
         trainable = role.trainable and run.request.is_trainable
         if trainable and call.temperature <= 0:

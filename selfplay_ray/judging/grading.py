@@ -1,0 +1,81 @@
+"""How good something is, as a number, or whether something is so of it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfplay_ray.judging.asking import Asking
+from selfplay_ray.judging.fence import fenced
+from selfplay_ray.judging.grammar import read_choice, read_score
+
+if TYPE_CHECKING:
+    from selfplay_ray.arena import Arena
+
+BEST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The votes, each from 0 to 1; None is an abstention."""
+
+    votes: tuple[float | None, ...]
+
+    @property
+    def score(self) -> float | None:
+        """Their mean, from 0 to 1, over those that could be read; None if none could."""
+        read = [vote for vote in self.votes if vote is not None]
+        return statistics.fmean(read) if read else None
+
+    @property
+    def abstained(self) -> float:
+        """The share of votes that couldn't be read."""
+        return self.votes.count(None) / len(self.votes)
+
+    def metrics(self) -> dict[str, float]:
+        """For ``rollout.metrics``."""
+        return {"judge/abstained": self.abstained}
+
+
+class GradingJudge:
+    """Grades a text by ``criterion``, a question about it: "How clear is this summary?".
+
+    ``asking`` are settings of :class:`~selfplay_ray.judging.asking.Asking`: votes, temperature, reasoning, max_tokens.
+    """
+
+    def __init__(self, criterion: str, **asking: Any) -> None:
+        scale = f"from 0 (worst) to {BEST} (best)"
+        self._asking = Asking(
+            criterion, f"a number {scale} and nothing else", f"Score: and a number {scale}", **asking
+        )
+
+    async def grade(self, arena: Arena, text: str, about: str = "") -> Grade:
+        """How good ``text`` is; ``about`` is what it answers, in the task's own words.
+
+        Raises:
+            InferenceError: the model could not answer.
+        """
+        replies = await self._asking.replies(arena, about, fenced(text))
+        scores = [read_score(reply, BEST) for reply in replies]
+        return Grade(tuple(None if score is None else score / BEST for score in scores))
+
+
+class YesNoJudge:
+    """Answers ``criterion``, a question about a text: "Is every step of this proof valid?".
+
+    ``asking`` are settings of :class:`~selfplay_ray.judging.asking.Asking`: votes, temperature, reasoning, max_tokens.
+    """
+
+    def __init__(self, criterion: str, **asking: Any) -> None:
+        self._asking = Asking(criterion, "one word: yes or no", "Verdict: yes or Verdict: no", **asking)
+
+    async def check(self, arena: Arena, text: str, about: str = "") -> Grade:
+        """Whether it is so of ``text``: 1 is yes, 0 is no. ``about`` is what it answers, in the task's own words.
+
+        Raises:
+            InferenceError: the model could not answer.
+        """
+        replies = await self._asking.replies(arena, about, fenced(text))
+        choices = [read_choice(reply, ["yes", "no"]) for reply in replies]
+        return Grade(tuple(None if choice is None else float(choice == "yes") for choice in choices))
