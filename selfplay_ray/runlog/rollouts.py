@@ -80,12 +80,18 @@ def encode_tree(batch: int, result: GenerateResult, *, tokens: bool, evaluation:
 
 
 def read_rollouts(path: Path) -> Iterator[TreeRow]:
-    """The trees of ``rollouts.jsonl`` in the order they were written.
+    """The trees of ``rollouts.jsonl`` in the order they were written, each once.
+
+    A run that crashed and was resumed may have played again what it had written but not yet put into its journal:
+    what it wrote last is what it trained on.
 
     Raises:
         RunLogError: the file can't be read; a last line that a crash tore is left out.
     """
-    return read_json_lines(path, TreeRow)
+    newest = {_name(row): line for line, row in enumerate(read_json_lines(path, _NamedRow))}
+    for line, row in enumerate(read_json_lines(path, TreeRow)):
+        if newest.get(_name(row), line) == line:
+            yield row
 
 
 def read_last_rollouts(path: Path) -> TreeRow | None:
@@ -152,3 +158,19 @@ def _json(value: object) -> msgspec.Raw:
 def _text(text: str) -> str:
     """Half of a surrogate pair, which JSON written by a model may hold, becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+class _NamedTree(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _NamedRow(msgspec.Struct, frozen=True):
+    """What names a line's tree, which is quickly read."""
+
+    batch: int
+    tree: _NamedTree
+    evaluation: bool = False
+
+
+def _name(row: TreeRow | _NamedRow) -> tuple[int, bool, str]:
+    return row.batch, row.evaluation, row.tree.id

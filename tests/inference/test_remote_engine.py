@@ -191,7 +191,8 @@ async def test_a_version_is_served_by_its_own_name_until_its_last_request_is_don
             assert [span.version for span in short.spans] == [2]
             assert not long.done()
             assert {(span.start, span.end, span.version) for span in (await long).spans} == {(0, 200, 1)}
-            await until(lambda: models_at(url) == ["tiny", f"{PREFIX}@v2"])
+            await until(lambda: there.stats().adapters == 1)  # the endpoint's answer to the unloading is in
+            assert models_at(url) == ["tiny", f"{PREFIX}@v2"]
             stats = there.stats()
             assert (stats.running, stats.swaps, stats.adapters, stats.prompt_tokens) == (0, 2, 1, 12)
         assert models_at(url) == ["tiny"]

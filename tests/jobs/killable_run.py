@@ -29,6 +29,7 @@ from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.actors.weight_broadcaster import WeightBroadcaster
 from selfplay_ray.config import RunConfig
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.evaluation import Evaluation
 from selfplay_ray.replay import Lease
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.runtime import ModelClient
@@ -45,11 +46,12 @@ POINTS = (
     "before the acknowledgement",
     "after the acknowledgement",
     "in publishing",
+    "in an evaluation",
     "in a checkpoint",
     "after a checkpoint",
 )
 
-NUM_STEPS, CHECKPOINT_EVERY = 12, 2
+NUM_STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 12, 2, 4
 
 
 def die_at(point: str, version: int) -> None:
@@ -128,6 +130,10 @@ class DyingArena(ArenaActor):
         die_at("before a group is put", credited.batch + 1)
         await super()._put(credited)
 
+    def _keep(self, evaluation: Evaluation) -> None:
+        super()._keep(evaluation)
+        die_at("in an evaluation", evaluation.version)
+
 
 class DyingQueue(ReplayQueue):
     def put(self, group: RolloutGroup, state: bytes | None = None) -> bool:
@@ -195,6 +201,8 @@ def configuration(folder: Path, model: Path) -> RunConfig:
         lora_rank=2,
         lr=1e-2,
         checkpoint_every=CHECKPOINT_EVERY,
+        eval_every=EVAL_EVERY,
+        eval_episodes=2,
         keep_checkpoints=2,
         step_timeout=60,
     )

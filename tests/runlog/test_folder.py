@@ -7,6 +7,7 @@ import resource
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,16 @@ def test_trees_are_kept_whole_with_errors_and_versions_and_without_tokens(log: R
     assert (kept.prompt_tokens, kept.completion_tokens) == (3, 2)
     assert kept.completion_token_ids is None
     assert kept.completion_logprobs is None
+
+
+def test_a_tree_played_again_after_resuming_replaces_the_first_one(log: RunLog) -> None:
+    first, again, other = (replace(tree(), group=group) for group in ("first", "again", "other"))
+    log.write_results(4, [first])
+    log.write_results(5, [other])
+    log.write_results(4, [other], evaluation=True)
+    log.write_results(4, [again])
+    rows = [(row.batch, row.evaluation, row.tree.group) for row in read_rollouts(log.rollouts_path)]
+    assert rows == [(5, False, "other"), (4, True, "other"), (4, False, "again")]
 
 
 def test_tokens_and_logprobs_are_kept_when_asked(tmp_path: Path) -> None:
