@@ -6,7 +6,7 @@ import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything import
 
 # isort: split
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,18 @@ from tiny_model import write_tiny_model
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.episode import EpisodeState, SingleTurnEpisode
-from selfplay_ray.errors import ConfigError, ErrorBudgetExceeded
+from selfplay_ray.errors import ConfigError, ErrorBudgetExceeded, TrainingError
 from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.lora import LoRASettings
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.runlog.evaluations import evaluated
 from selfplay_ray.runlog.metrics import StepMetrics
+from selfplay_ray.testing import MockInferenceClient
 from selfplay_ray.training.health import TrainMetrics
 from selfplay_ray.training.loop import EvaluationSettings, simple_training_loop
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
-from selfplay_ray.types import Completion, EpisodeRequest, Role, Rollout
+from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, Role, Rollout, TrainingRecord
 
 
 def variety(rollout: Rollout, arena: Arena) -> dict[str, float]:
@@ -102,6 +103,71 @@ async def test_it_plays_trains_and_publishes_in_turns(model: Path):
         assert metrics.values["train/grad_norm"] > 0
 
 
+class Still:
+    """A trainer that keeps the policy as it is."""
+
+    version = 0
+
+    def adapter(self) -> Mapping[str, np.ndarray]:
+        return {}
+
+    def train_step(self, records: Sequence[object]) -> TrainMetrics:
+        raise AssertionError("nothing was played")
+
+
+class Nowhere:
+    """A publisher to nobody."""
+
+    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
+
+
+class Listening(Still):
+    """A trainer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.batches: list[Sequence[TrainingRecord]] = []
+
+    def train_step(self, records: Sequence[TrainingRecord]) -> TrainMetrics:
+        self.batches.append(records)
+        unknown = dict.fromkeys((field.name for field in fields(TrainMetrics)), None)
+        return TrainMetrics(**{**unknown, "records": len(records)})
+
+
+class LuckyArena(SpeakArena):
+    """All its rewards are equal, but for those of every third batch."""
+
+    def score_group(self, results: Sequence[GenerateResult]) -> None:
+        lucky = self.batch % 3 == 2
+        for index, result in enumerate(results):
+            result.rewards["Speaker"] = float(lucky and index < 2)
+        self.batch += 1
+
+    batch = 0
+
+
+async def test_a_step_with_nothing_to_train_on_plays_on():
+    def arena() -> Arena:
+        lucky = LuckyArena(MockInferenceClient(lambda _: "well"))
+        lucky.add_role(Role("Speaker"))
+        lucky.add_episode("speak", Speak())
+        return lucky
+
+    trainer = Listening()
+    history = await simple_training_loop(arena(), trainer, 2, Nowhere())
+    assert [len(batch) for batch in trainer.batches] == [3 * 8, 3 * 8]
+    assert [step.values["train/extra_batches"] for step in history] == [2, 2]
+    trainer = Listening()
+    history = await simple_training_loop(arena(), trainer, 3, Nowhere(), min_trainable=0)
+    assert [len(batch) for batch in trainer.batches] == [8, 8, 8]
+    with pytest.raises(
+        TrainingError, match=r"^step 1: 16 root episodes left nothing to train on: .* Speaker 0 "
+    ):
+        await simple_training_loop(arena(), Listening(), 1, Nowhere(), max_extra_batches=1)
+    trainer = Listening()
+    await simple_training_loop(arena(), trainer, 1, Nowhere(), min_trainable=100, max_extra_batches=4)
+    assert [len(batch) for batch in trainer.batches] == [5 * 8]  # less than was wanted, and something
+
+
 async def test_evaluations_are_of_the_same_episodes_and_change_no_training(model: Path):
     async def trained(
         evaluation: EvaluationSettings | None,
@@ -121,24 +187,6 @@ async def test_evaluations_are_of_the_same_episodes_and_change_no_training(model
     assert [metrics.rewards for metrics in history[1:]] == [metrics.rewards for metrics in plain]
     for name, weights in adapter.items():
         np.testing.assert_array_equal(weights, without[name])
-
-
-class Still:
-    """A trainer that keeps the policy as it is."""
-
-    version = 0
-
-    def adapter(self) -> Mapping[str, np.ndarray]:
-        return {}
-
-    def train_step(self, records: Sequence[object]) -> TrainMetrics:
-        raise AssertionError("nothing was played")
-
-
-class Nowhere:
-    """A publisher to nobody."""
-
-    async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
 
 
 async def test_it_stops_when_too_many_episodes_fail(model: Path):
