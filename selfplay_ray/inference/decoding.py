@@ -35,7 +35,8 @@ class Decoding:
     """A request, its place in the queue by ``ticket``, and whom to tell.
 
     ``prompt_change`` tells which of the adapter's weights its prompt was begun with (``Adapter.changes``); ``restarts``
-    how often that was begun again because the adapter has changed since.
+    how often that was begun again because the adapter has changed since. ``head`` is what is prefilled: all of the
+    prompt but its last token, with which decoding begins.
     """
 
     ticket: int
@@ -53,15 +54,14 @@ class Decoding:
     top_logprobs: list[TopTokens] = field(default_factory=list)
     submitted: float = field(default_factory=time.perf_counter)
     seconds_to_first_token: float = 0.0
+    head: Tokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.head = self.request.prompt_token_ids[:-1]
 
     def __lt__(self, other: Decoding) -> bool:
         """Higher priority first, then who came first."""
         return (-self.request.priority, self.ticket) < (-other.request.priority, other.ticket)
-
-    @property
-    def head(self) -> Tokens:
-        """What is prefilled: all of the prompt but its last token, with which decoding begins."""
-        return self.request.prompt_token_ids[:-1]
 
     @property
     def group(self) -> tuple[Adapter, Tokens]:

@@ -41,6 +41,8 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self.max_age = max_age
         self._kept: OrderedDict[tuple[Adapter, Tokens], _Kept] = OrderedDict()
+        # What was asked for last and found, while no other is kept: siblings of a group ask for the same.
+        self._found: tuple[tuple[Adapter, Tokens], tuple[tuple[Adapter, Tokens] | None, int]] | None = None
         self.nbytes = 0
 
     def longest(self, adapter: Adapter, tokens: Tokens) -> tuple[int, LayerCaches] | None:
@@ -48,17 +50,9 @@ class PrefixCache:
 
         The caches may be handed to BatchGenerator any number of times, because it copies them.
         """
-        wanted = np.array(tokens)
-        best, shared = None, 0
-        for key, kept in self._kept.items():
-            if key[0] is adapter:
-                common = _common(wanted, kept.tokens)
-                # Where a model's state can't be cut short, only the whole of it is of use.
-                whole = common == len(kept.tokens)
-                if common > shared and (
-                    whole or (common >= WORTH_TRIMMING and can_trim_prompt_cache(kept.caches))
-                ):
-                    best, shared = key, common
+        if self._found is None or self._found[0] != (adapter, tokens):
+            self._found = (adapter, tokens), self._search(adapter, tokens)
+        best, shared = self._found[1]
         if best is None:
             return None
         kept = self._kept[best]
@@ -84,6 +78,7 @@ class PrefixCache:
                 cache.detach()
         nbytes = sum(int(cache.nbytes) for cache in caches)
         self._kept[key] = _Kept(np.array(tokens), caches, nbytes, time.monotonic())
+        self._found = None
         self.nbytes += nbytes
         self.shrink(self.max_bytes)
 
@@ -103,7 +98,23 @@ class PrefixCache:
         for key in [key for key in self._kept if key[0] is adapter]:
             self._forget(key)
 
+    def _search(self, adapter: Adapter, tokens: Tokens) -> tuple[tuple[Adapter, Tokens] | None, int]:
+        """The key of the sequence that shares the longest beginning, and how long that is."""
+        wanted = np.array(tokens)
+        best, shared = None, 0
+        for key, kept in self._kept.items():
+            if key[0] is adapter:
+                common = _common(wanted, kept.tokens)
+                # Where a model's state can't be cut short, only the whole of it is of use.
+                whole = common == len(kept.tokens)
+                if common > shared and (
+                    whole or (common >= WORTH_TRIMMING and can_trim_prompt_cache(kept.caches))
+                ):
+                    best, shared = key, common
+        return best, shared
+
     def _forget(self, key: tuple[Adapter, Tokens]) -> None:
+        self._found = None
         self.nbytes -= self._kept.pop(key).nbytes
 
 

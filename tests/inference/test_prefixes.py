@@ -115,3 +115,16 @@ def test_a_change_of_policy_leaves_nothing() -> None:
     prefixes.drop(MINE)
     assert prefixes.longest(MINE, (1, 2)) is None
     assert prefixes.nbytes == 0
+
+
+def test_what_a_sibling_was_told_is_no_longer_told_once_others_are_kept_or_gone() -> None:
+    prefixes = PrefixCache(10**6)
+    short, long = caches(2), caches(3)
+    prefixes.keep(MINE, (1, 2), short)
+    assert prefixes.longest(MINE, (1, 2, 3, 4)) == prefixes.longest(MINE, (1, 2, 3, 4)) == (2, short)
+    assert prefixes.longest(OTHER, (1, 2, 3, 4)) is None
+    assert prefixes.longest(MINE, (1, 2, 3, 4)) == (2, short)
+    prefixes.keep(MINE, (1, 2, 3), long)
+    assert prefixes.longest(MINE, (1, 2, 3, 4)) == (3, long)
+    prefixes.drop(MINE)
+    assert prefixes.longest(MINE, (1, 2, 3, 4)) is None

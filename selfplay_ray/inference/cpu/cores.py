@@ -3,71 +3,107 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
 
-Work = Callable[[int], object]
-Done = SimpleQueue[BaseException | None]
+GAIN = 0.1
+"""How much of a difference between the threads' ends is made up for the next time; differences longer than the work
+were somebody else's doing, and count as that long."""
+
+WITHIN = (0.2, 0.9)
+"""The least and the most of any work that the calling thread keeps for itself."""
+
+MARGIN = 30e-6
+"""Seconds that the calling thread means to end after the others: who finds them done needn't sleep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of some work: from fraction ``start`` of it to fraction ``stop``."""
+
+    start: float
+    stop: float
+
+    def of(self, size: int, unit: int = 1) -> slice:
+        """Its part of ``size`` things, kept together by ``unit``. Those of all shares are all things."""
+        units = -(-size // unit)
+        return slice(min(round(self.start * units) * unit, size), min(round(self.stop * units) * unit, size))
+
+
+Work = Callable[[Share], object]
+Outcome = tuple[float, BaseException | None]
 
 
 class Cores:
     """``count`` threads, of which the calling one is the first.
 
-    Handing work over takes some 10 µs, so a step may do it hundreds of times; threads that wait sleep, unlike those
-    of OpenBLAS, which spin against whoever else runs on the machine.
+    Threads that wait sleep, unlike those of OpenBLAS, which spin against whoever else runs on the machine. Waking one
+    takes some 50 µs; so the calling thread keeps as much work for itself as lets it end last, just, and needn't sleep.
+    What that is, is learned from one run of a ``kind`` of work to the next; it also makes up for a core that others
+    use. Work of the kind None is shared evenly, the same way each time.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._inboxes: list[SimpleQueue[Work | None]] = [SimpleQueue() for _ in range(count - 1)]
-        self._done: Done = SimpleQueue()
-        for share, inbox in enumerate(self._inboxes, start=1):
-            threading.Thread(
-                target=self._obey, args=(inbox, share), name=f"core-{share}", daemon=True
-            ).start()
+        self._inboxes: list[SimpleQueue[tuple[Work, Share] | None]] = [
+            SimpleQueue() for _ in range(count - 1)
+        ]
+        self._done: SimpleQueue[Outcome] = SimpleQueue()
+        self._kept: dict[Hashable, float] = {}
+        for number, inbox in enumerate(self._inboxes, start=1):
+            threading.Thread(target=self._obey, args=(inbox,), name=f"core-{number}", daemon=True).start()
 
-    def run(self, work: Work) -> None:
-        """Call ``work(share)`` for every share from 0 to ``count`` - 1, each in its thread; raises what one raises."""
-        for inbox in self._inboxes:
-            inbox.put(work)
+    def run(self, kind: Hashable, work: Work) -> None:
+        """Call ``work`` with every share of it, each in its thread; raises what one raises."""
+        if self.count == 1:
+            with np.errstate(all="ignore"):
+                work(Share(0.0, 1.0))
+            return
+        kept = self._kept.get(kind, 1 / self.count)
+        started = time.perf_counter()
+        for number, inbox in enumerate(self._inboxes):
+            start, stop = (kept + (1 - kept) * bound / len(self._inboxes) for bound in (number, number + 1))
+            inbox.put((work, Share(start, stop)))
         try:
             with np.errstate(all="ignore"):
-                work(0)
+                work(Share(0.0, kept))
         finally:
-            errors = [self._done.get() for _ in self._inboxes]
-        for error in errors:
+            ended = time.perf_counter()
+            outcomes = [self._done.get() for _ in self._inboxes]
+        late = (max(when for when, _ in outcomes) - ended + MARGIN) / (ended - started)
+        least, most = WITHIN
+        if kind is not None:
+            self._kept[kind] = min(most, max(least, kept + GAIN * max(-1.0, min(late, 1.0))))
+        for _, error in outcomes:
             if error is not None:
                 raise error
-
-    def part(self, size: int, share: int, unit: int = 1) -> slice:
-        """What of ``size`` things, kept together by ``unit``, is ``share``'s."""
-        units = -(-size // unit)
-        start, stop = (units * bound // self.count * unit for bound in (share, share + 1))
-        return slice(min(start, size), min(stop, size))
 
     def close(self) -> None:
         """End the threads."""
         for inbox in self._inboxes:
             inbox.put(None)
 
-    def _obey(self, inbox: SimpleQueue[Work | None], share: int) -> None:
+    def _obey(self, inbox: SimpleQueue[tuple[Work, Share] | None]) -> None:
         with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
-            while (work := inbox.get()) is not None:
+            while (given := inbox.get()) is not None:
+                work, share = given
                 with _Told(self._done):
                     work(share)
 
 
 class _Told:
-    """Tells how a piece of work has ended; an error is raised by who handed the work over."""
+    """Tells when and how a piece of work has ended; an error is raised by who handed the work over."""
 
-    def __init__(self, done: Done) -> None:
+    def __init__(self, done: SimpleQueue[Outcome]) -> None:
         self._done = done
 
     def __enter__(self) -> None:
         """Nothing to tell yet."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> bool:
-        self._done.put(error)
+        self._done.put((time.perf_counter(), error))
         return True

@@ -79,8 +79,11 @@ class BatchKV:
     def empty(cls, rows: int, lengths: np.ndarray, shape: Sequence[int]) -> Self:
         """Room for ``rows`` like a sequence's ``shape``, as long as they say and some more."""
         layers, heads, _, width = shape
+        longest = int(lengths.max())
+        # Rows that hold nothing get room with their first tokens, when it is known how many these are.
+        capacity = longest + ROOM if longest else 0
         # Zeros, because what a row doesn't attend to is multiplied with zero, and must be a number.
-        full = (layers, rows, heads, int(lengths.max()) + ROOM, width)
+        full = (layers, rows, heads, capacity, width)
         return cls(np.zeros(full, dtype=np.float32), np.zeros(full, dtype=np.float32), lengths)
 
     def reserve(self, count: int) -> int:

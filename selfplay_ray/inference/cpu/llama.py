@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.rope_utils import Llama3RoPE
 
-from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.cores import Cores, Share
 from selfplay_ray.inference.cpu.kv_cache import BatchKV
 from selfplay_ray.inference.cpu.products import BLOCK, Linear
 
@@ -176,19 +176,19 @@ class NumPyLlama:
     ) -> None:
         x = _normed(h, layer.before_attention, space.normed)
         self._multiply(x, [(layer.query, space.query), (layer.key, space.key), (layer.value, space.value)])
-        self._cores.run(lambda share: self._attend(layer, space, positions, kv, share))
+        self._cores.run("attention", lambda share: self._attend(layer, space, positions, kv, share))
         self._multiply(space.attended, [(layer.output, space.added)])
         h += space.added
 
     def _attend(
-        self, layer: Layer, space: Workspace, positions: Positions, kv: KeysValues, share: int
+        self, layer: Layer, space: Workspace, positions: Positions, kv: KeysValues, share: Share
     ) -> None:
         """A share of ``space.attended``: rows, or where these are too few key heads; as many rows at a time as fit a
         core's cache."""
         batch, heads = kv[0].shape[:2]
         by_heads = batch < self._cores.count
-        rows = slice(0, batch) if by_heads else self._cores.part(batch, share)
-        some_heads = self._cores.part(heads, share) if by_heads else slice(0, heads)
+        rows = slice(0, batch) if by_heads else share.of(batch)
+        some_heads = share.of(heads) if by_heads else slice(0, heads)
         if some_heads.start == some_heads.stop:
             return
         scores = space.query.size // self.width // batch * positions.length
@@ -245,14 +245,16 @@ class NumPyLlama:
     ) -> None:
         """Each linear layer of x, by columns; ``then`` is called with those of a thread, where all are of one width."""
 
-        def work(share: int) -> None:
+        def work(share: Share) -> None:
             for linear, y in products:
-                columns = self._cores.part(linear.width, share, BLOCK)
+                columns = share.of(linear.width, BLOCK)
                 linear.part(x, y, columns)
             if then is not None:
                 then(columns)
 
-        self._cores.run(work)
+        # Packed, the last bits of a product may depend on how its columns are shared.
+        small = all(linear.is_small(len(x)) for linear, _ in products)
+        self._cores.run(tuple(linear.shape for linear, _ in products) if small else None, work)
 
 
 def accepts(model: nn.Module) -> bool:

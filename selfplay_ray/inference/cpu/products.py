@@ -29,7 +29,8 @@ class Linear:
         linear = layer.linear if isinstance(layer, Adapted) else layer
         self._weight = np.asarray(linear.weight)  # the same memory
         self._bias = np.asarray(linear.bias) if "bias" in linear else None
-        self.width, self._inputs = self._weight.shape
+        self.shape: tuple[int, int] = self._weight.shape
+        self.width, self._inputs = self.shape
         whole = self.width // BLOCK * BLOCK
         self._blocks = self._weight[:whole].reshape(-1, BLOCK, self._inputs).swapaxes(1, 2)
         self._scale = np.float32(layer.scale if isinstance(layer, Adapted) else 0)
@@ -47,26 +48,33 @@ class Linear:
         own = self._adapted.own
         self._own = None if own is None else np.asarray(own) > 0
 
-    def part(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
-        """Compute ``columns`` of y [N, out] from x [N, in]; best where they begin and end between blocks.
+    def is_small(self, rows: int) -> bool:
+        """Whether a product with so many rows is computed without packing. A row's result is then the same to the
+        last bit, whatever else is in the product and however its columns are shared."""
+        return rows * BLOCK * self._inputs <= SMALL
 
-        A row's result is the same to the last bit in whatever small product it is computed.
-        """
+    def part(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
+        """Compute ``columns`` of y [N, out] from x [N, in]; they begin between blocks, and end so or with y."""
         if len(x) == 1:  # for which NumPy takes a routine of its own, that sums in another order
             twice = np.empty((2, self.width), dtype=np.float32)
             self.part(np.repeat(x, 2, axis=0), twice, columns)
             y[:, columns] = twice[:1, columns]
             return
-        whole_blocks = columns.start % BLOCK == columns.stop % BLOCK == self.width % BLOCK == 0
-        if whole_blocks and len(x) * BLOCK * self._inputs <= SMALL:
-            blocks = slice(columns.start // BLOCK, columns.stop // BLOCK)
-            grid = y.reshape(len(y), -1, BLOCK).swapaxes(0, 1)
-            np.matmul(x[None], self._blocks[blocks], out=grid[blocks])
+        if self.is_small(len(x)):
+            self._unpacked(x, y, columns)
         else:
             np.matmul(x, self._weight[columns].T, out=y[:, columns])
         if self._bias is not None:
             y[:, columns] += self._bias[columns]
         self._adapt(x, y, columns)
+
+    def _unpacked(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
+        whole = len(self._blocks) * BLOCK
+        blocks = slice(columns.start // BLOCK, min(columns.stop, whole) // BLOCK)
+        grid = y[:, :whole].reshape(len(y), -1, BLOCK).swapaxes(0, 1)
+        np.matmul(x[None], self._blocks[blocks], out=grid[blocks])
+        if columns.start < columns.stop > whole:
+            np.matmul(x, self._weight[whole:].T, out=y[:, whole:])
 
     def _adapt(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
         """Add what the selected adapters add to ``columns`` of y."""

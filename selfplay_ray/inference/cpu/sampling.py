@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.cores import Cores, Share
 from selfplay_ray.inference.sampling import BLOCK, SamplingRow, draw_key, exponentials
 
 
@@ -18,13 +18,13 @@ def sample(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tup
     largest = np.empty(batch, dtype=np.float32)
     sums = np.empty((batch, -(-vocabulary // BLOCK)), dtype=np.float32)
 
-    def sum_up(share: int) -> None:
-        every = cores.part(batch, share)
+    def sum_up(share: Share) -> None:
+        every = share.of(batch)
         for row in range(every.start, every.stop):  # one by one they stay in a core's cache
             largest[row] = scaled[row].max()
             sums[row] = _block_sums(scaled[row], largest[row])
 
-    cores.run(sum_up)
+    cores.run("sampling", sum_up)
     greedy = np.array([row.temperature == 0 for row in rows])
     tokens = scaled.argmax(axis=-1) if greedy.any() else np.zeros(batch, dtype=np.int64)
     with np.errstate(all="ignore"):  # what has no probability never arrives

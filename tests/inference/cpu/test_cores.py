@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.cores import WITHIN, Cores, Share
 
 
-def test_every_share_is_done_once_in_a_thread_of_its_own() -> None:
-    cores, barrier = Cores(3), threading.Barrier(3)
-    done: list[tuple[int, int]] = []
+def test_every_share_is_done_once_in_a_thread_of_its_own(cores: Cores) -> None:
+    barrier, done = threading.Barrier(3), []
 
-    def work(share: int) -> None:
+    def work(share: Share) -> None:
         barrier.wait(10)  # all at the same time
-        done.append((share, threading.get_ident()))
+        done.append((share.start, share.stop, threading.get_ident()))
 
-    cores.run(work)
-    assert sorted(share for share, _ in done) == [0, 1, 2]
-    assert len({thread for _, thread in done}) == 3
-    assert dict(done)[0] == threading.get_ident()
-    cores.close()
+    cores.run("kind", work)
+    bounds = [bound for start, stop, _ in sorted(done) for bound in (start, stop)]
+    assert (bounds[0], bounds[1], bounds[3]) == (0, bounds[2], bounds[4])
+    assert bounds[5] == pytest.approx(1)
+    assert len({thread for _, _, thread in done}) == 3
+    assert min(done)[2] == threading.get_ident()
 
 
-@pytest.mark.parametrize("fails", [0, 1])
-def test_what_one_raises_is_raised_and_they_go_on(fails: int) -> None:
-    cores, done = Cores(2), []
+def test_one_core_does_it_all() -> None:
+    done: list[Share] = []
+    Cores(1).run("kind", done.append)
+    assert done == [Share(0, 1)]
 
-    def work(share: int) -> None:
-        if share == fails:
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_one_raises_is_raised_and_they_go_on(first: bool, cores: Cores) -> None:
+    def work(share: Share) -> None:
+        if (share.start == 0) is first:
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        cores.run(work)
-    cores.run(done.append)
-    assert sorted(done) == [0, 1]
+        cores.run("kind", work)
+    done: list[Share] = []
+    cores.run("kind", done.append)
+    assert len(done) == 3
+
+
+def test_who_is_slower_is_given_less() -> None:
+    cores, kept = Cores(2), []
+
+    def work(share: Share) -> None:
+        if share.start == 0:
+            kept.append(share.stop)
+        else:
+            time.sleep(0.002)  # the other thread, however little it is given
+
+    for _ in range(20):
+        cores.run("slow", work)
+    assert kept[0] == 0.5
+    assert kept[-1] == WITHIN[1]
+    for kind in ("another", None, None):
+        cores.run(kind, work)
+        assert kept[-1] == 0.5
     cores.close()
 
 
@@ -52,10 +77,9 @@ def test_closed_its_threads_end() -> None:
         assert not thread.is_alive()
 
 
-@given(size=st.integers(0, 200), count=st.integers(1, 9), unit=st.integers(1, 20))
-def test_parts_are_all_there_is_in_order(size: int, count: int, unit: int) -> None:
-    cores = Cores.__new__(Cores)
-    cores.count = count
-    parts = [cores.part(size, share, unit) for share in range(count)]
+@given(size=st.integers(0, 200), unit=st.integers(1, 20), bounds=st.lists(st.floats(0, 1), max_size=8))
+def test_parts_are_all_there_is_in_order(size: int, unit: int, bounds: list[float]) -> None:
+    edges = [0.0, *sorted(bounds), 1.0]
+    parts = [Share(*edge).of(size, unit) for edge in itertools.pairwise(edges)]
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(size))
     assert all(part.start % unit == 0 or part.start == size for part in parts)

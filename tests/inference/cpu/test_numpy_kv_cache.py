@@ -75,6 +75,14 @@ def test_it_grows_by_a_room_and_keeps_what_it_holds() -> None:
     assert holds(batch, a, a)
 
 
+def test_rows_of_nothing_get_room_with_their_first_tokens() -> None:
+    nothing = SequenceKV.new(LAYERS, HEADS, WIDTH)
+    batch = SequenceKV.merge([nothing, nothing])
+    assert batch.nbytes == 0
+    assert batch.reserve(70) == 70
+    assert batch.keys.shape == (LAYERS, 2, HEADS, 70 + ROOM, WIDTH)
+
+
 def test_what_is_cut_from_a_batch_outlives_it() -> None:
     a = sequence(5, 1)
     batch = SequenceKV.merge([a])
