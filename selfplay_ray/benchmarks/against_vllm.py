@@ -57,6 +57,9 @@ class Sizes:
     reply_tokens: int = conversation_kv.REPLY_TOKENS
 
 
+REST = 2.0
+"""Seconds before each measurement: the other side's threads may spin for a while after their last step."""
+
 FULL = Sizes()
 QUICK = Sizes(
     prompts=4, new_tokens=4, samples=4, group_new_tokens=4, conversations=2, turns=2, reply_tokens=4
@@ -116,6 +119,7 @@ async def compare(
 
 
 async def _seconds(workload: Workload, sampler: Sampler, sizes: Sizes, repeat: int) -> float:
+    await asyncio.sleep(REST)
     started = time.perf_counter()
     await workload(sampler, sizes, repeat)
     return time.perf_counter() - started
