@@ -11,6 +11,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 
+AGENT_FILES = ("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py")
+
 
 def family(pid: int) -> set[int]:
     """The process ``pid`` and all that descend from it, as far as their parents live."""
@@ -30,8 +32,12 @@ def process_table() -> list[tuple[int, int]]:
 
 
 def agents() -> set[int]:
-    """Ray's own agents, which outlive a raylet that was killed by a minute or so."""
-    return {int(pid) for pid, _, _, args in _ps() if args.startswith("ray::") and args.endswith("Agent")}
+    """Ray's own agents, which outlive a raylet that was killed by a minute or so; before and after they take a name."""
+    return {
+        int(pid)
+        for pid, _, _, args in _ps()
+        if (args.startswith("ray::") and args.endswith("Agent")) or any(file in args for file in AGENT_FILES)
+    }
 
 
 def _ps() -> list[list[str]]:
