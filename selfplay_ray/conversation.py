@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from selfplay_ray.errors import UnknownNameError
 from selfplay_ray.types import Message, Role
+
+
+def as_turns(examples: Iterable[tuple[str, str]]) -> list[Message]:
+    """What was asked and what was answered, as the turns of a conversation."""
+    return [
+        Message(role=role, content=text)
+        for asked, answered in examples
+        for role, text in (("user", asked), ("assistant", answered))
+    ]
 
 
 class Utterance(NamedTuple):
@@ -21,12 +30,19 @@ class Conversations:
 
     A role's messages only ever grow at the end, which is what lets its tokens be reused from turn to turn.
     Whatever it heard since it last spoke, and its private observation last, become one ``user`` message,
-    because chat templates want ``user`` and ``assistant`` to alternate.
+    because chat templates want ``user`` and ``assistant`` to alternate. ``examples(role)`` are turns it is shown
+    before its own.
     """
 
-    def __init__(self, roles: Mapping[str, Role], format_heard: Callable[[str, str, str], str]) -> None:
+    def __init__(
+        self,
+        roles: Mapping[str, Role],
+        format_heard: Callable[[str, str, str], str],
+        examples: Callable[[str], Sequence[Message]] = lambda role_id: (),
+    ) -> None:
         self._roles = roles
         self._format_heard = format_heard
+        self._examples = examples
         self._transcript: list[Utterance] = []
         self._views: dict[str, list[Message]] = {}
         self._heard: dict[str, int] = {}  # how much of the transcript a role's view covers
@@ -61,4 +77,5 @@ class Conversations:
 
     def _beginning(self, role_id: str) -> list[Message]:
         system = self._roles[role_id].system_prompt
-        return [Message(role="system", content=system)] if system else []
+        beginning = [Message(role="system", content=system)] if system else []
+        return [*beginning, *self._examples(role_id)]

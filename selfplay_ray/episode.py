@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,10 @@ class ChatEpisode(Episode):
         """Whether it is over, by its own rules; asked after every turn."""
         return state.done
 
+    def get_examples(self, role_id: str, artifact: Any, state: EpisodeState) -> Sequence[Message]:
+        """Turns that ``role_id`` is shown before its own, ``user`` and ``assistant`` in turn: how to answer."""
+        return ()
+
     def get_observation(self, role_id: str, arena: Arena, artifact: Any, state: EpisodeState) -> str:
         """What ``role_id`` alone learns before it speaks; empty for nothing."""
         return ""
@@ -169,7 +174,8 @@ class ChatEpisode(Episode):
         return f"{speaker}: {text}"
 
     async def rollout(self, arena: Arena, artifact: Any, state: EpisodeState) -> EpisodeState:
-        talk = Conversations(arena.roles, self.format_heard)
+        examples = functools.partial(self.get_examples, artifact=artifact, state=state)
+        talk = Conversations(arena.roles, self.format_heard, examples)
         talk.announce(self.get_initial_prompt(arena, artifact, state))
         state.current_role = self.get_initial_role(artifact, state)
         turns = 0

@@ -132,3 +132,17 @@ def test_everything_said_reaches_every_other_role_exactly_once(script):
     for role, count in expected.items():
         told = "".join(m["content"] for m in talk.messages_for(role) if m["role"] == "user")
         assert told.count("[utterance") == count
+
+
+def test_examples_stand_between_the_system_prompt_and_a_roles_own_turns():
+    shown = {"A": [user("2 + 2"), assistant("4")], "B": []}
+    talk = Conversations({"A": Role("A", "add"), "B": Role("B")}, heard, shown.__getitem__)
+    talk.announce("3 + 4")
+    assert talk.messages_for("A") == [
+        {"role": "system", "content": "add"},
+        user("2 + 2"),
+        assistant("4"),
+        user("3 + 4"),
+    ]
+    talk.said("A", "7")
+    assert talk.messages_for("B") == [user("3 + 4\n\nA: 7")]
