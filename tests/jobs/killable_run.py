@@ -51,7 +51,8 @@ POINTS = (
     "after a checkpoint",
 )
 
-NUM_STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 12, 2, 4
+ALL_POINTS = os.environ.get("KILL_POINTS") == "all"
+NUM_STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 12 if ALL_POINTS else 6, 2, 4
 
 
 def die_at(point: str, version: int) -> None:

@@ -16,6 +16,13 @@ Launch = Callable[..., subprocess.Popen[str]]
 
 SOON = 15  # it takes less than 5 where nothing else runs; machines that run tests are busy
 
+ALL_MOMENTS = [
+    ("starting Ray", 0.0, signal.SIGINT),
+    ("loading the model", 1.0, signal.SIGINT),
+    ("step 1/", 0.0, signal.SIGINT),
+] * (os.environ.get("INTERRUPTS") == "all")
+"""Most of the time; left out unless they are asked for."""
+
 
 def wait_for(process: subprocess.Popen[str], line: str) -> None:
     """Read what the run says until it says ``line``."""
@@ -29,10 +36,8 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
 @pytest.mark.parametrize(
     ("moment", "delay", "number"),
     [
-        ("starting Ray", 0.0, signal.SIGINT),
+        *ALL_MOMENTS,
         ("starting Ray", 1.5, signal.SIGINT),
-        ("loading the model", 1.0, signal.SIGINT),
-        ("step 1/", 0.0, signal.SIGINT),
         ("step 1/", 0.0, signal.SIGTERM),
     ],
 )
