@@ -28,6 +28,17 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+STARTS_CLUSTERS = ("actors", "jobs", "test_readme.py", "test_cluster_yaml.py")
+"""Where tests start Ray, which takes all cores for a while: they run one after the other, whatever runs beside them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start clusters are one group, if the tests run in several processes."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in STARTS_CLUSTERS:
+            item.add_marker(pytest.mark.xdist_group("clusters"))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """One Ray for all tests that ask for it; its namespace. Actors in tests take `num_cpus=0`."""
