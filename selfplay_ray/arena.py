@@ -227,7 +227,12 @@ class Arena:
         return await self._speak(run, role, index, call)
 
     async def ask(
-        self, question: str, key: str, *, temperature: float | None = None, max_tokens: int | None = None
+        self,
+        question: str | Sequence[Message],
+        key: str,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
     ) -> Completion:
         """Ask an oracle, as ``call_model`` without a role does, but with chance keyed by the question and ``key``:
         whoever asks the same, and whenever, gets the same answer.
@@ -236,13 +241,14 @@ class Arena:
             InferenceError: the model could not answer.
         """
         run = current_run()
+        messages = _with_system_prompt(question, None)
         return await self.runtime.complete(
             ModelCall(
-                messages=_with_system_prompt(question, None),
+                messages=messages,
                 role_id=None,
                 temperature=_temperature(run, None, temperature),
                 max_tokens=max_tokens,
-                seed=derive_seed(self.seed, "ask", key, question),
+                seed=derive_seed(self.seed, "ask", key, *(message["content"] for message in messages)),
                 priority=run.request.depth if run else 0,
             )
         )

@@ -7,13 +7,14 @@ moves. What it judges is fenced as data.
 
 from __future__ import annotations
 
-from selfplay_ray.judging.grading import Grade, GradingJudge, YesNoJudge
+from selfplay_ray.judging.grading import Example, Grade, GradingJudge, YesNoJudge
 from selfplay_ray.judging.grammar import read_choice, read_score
 from selfplay_ray.judging.known_pairs import Agreement, KnownPair, agreement, agreement_metrics
 from selfplay_ray.judging.pairwise import PairwiseJudge, PairwiseVerdict
 
 __all__ = [
     "Agreement",
+    "Example",
     "Grade",
     "GradingJudge",
     "KnownPair",

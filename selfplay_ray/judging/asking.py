@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.judging.fence import NOTE
+from selfplay_ray.types import Message
 
 if TYPE_CHECKING:
     from selfplay_ray.arena import Arena
 
 SHORT, LONG = 8, 512
 """Tokens for a verdict alone, and for one after some thought."""
+
+
+class Shown(NamedTuple):
+    """What a judge is shown, fenced, what that is ``about``, and the verdict on it."""
+
+    about: str
+    text: str
+    verdict: str
 
 
 @dataclass(slots=True)
@@ -39,7 +49,7 @@ class Asking:
     reasoning: bool = False
     max_tokens: int | None = None
     remembered: int = 4096
-    _answers: OrderedDict[tuple[int, str, int], str] = field(
+    _answers: OrderedDict[tuple[int, tuple[str, ...], int], str] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
 
@@ -53,27 +63,39 @@ class Asking:
                 f"{self.votes} votes at temperature 0 are one vote; give the judge a temperature above 0"
             )
 
-    async def replies(self, arena: Arena, about: str, shown: str) -> list[str]:
+    async def replies(
+        self, arena: Arena, about: str, shown: str, examples: Sequence[Shown] = ()
+    ) -> list[str]:
         """One reply for each vote on what is ``shown``, fenced; ``about`` comes first.
+
+        ``examples`` are earlier turns, from which a small model learns what a verdict looks like. One that is to think
+        first isn't shown any, because they don't.
 
         Raises:
             InferenceError: the model could not answer.
         """
+        turns: list[Message] = []
+        for example in () if self.reasoning else examples:
+            turns.append(Message(role="user", content=self._question(example.about, example.text)))
+            turns.append(Message(role="assistant", content=example.verdict))
+        turns.append(Message(role="user", content=self._question(about, shown)))
+        return [await self._reply(arena, turns, vote) for vote in range(self.votes)]
+
+    def _question(self, about: str, shown: str) -> str:
         form = (
             f"Think it through in a few sentences, then end with a line of its own: {self.line}."
             if self.reasoning
             else f"Answer with {self.brief}."
         )
-        question = "\n\n".join(filter(None, [about, NOTE, shown, f"{self.criterion} {form}"]))
-        return [await self._reply(arena, question, vote) for vote in range(self.votes)]
+        return "\n\n".join(filter(None, [about, NOTE, shown, f"{self.criterion} {form}"]))
 
-    async def _reply(self, arena: Arena, question: str, vote: int) -> str:
-        key = arena.seed, question, vote
+    async def _reply(self, arena: Arena, turns: Sequence[Message], vote: int) -> str:
+        key = arena.seed, tuple(turn["content"] for turn in turns), vote
         if key in self._answers:
             self._answers.move_to_end(key)
             return self._answers[key]
         limit = self.max_tokens or (LONG if self.reasoning else SHORT)
-        answer = await arena.ask(question, f"vote {vote}", temperature=self.temperature, max_tokens=limit)
+        answer = await arena.ask(turns, f"vote {vote}", temperature=self.temperature, max_tokens=limit)
         self._answers[key] = answer.text
         while len(self._answers) > self.remembered:
             self._answers.popitem(last=False)

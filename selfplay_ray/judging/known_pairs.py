@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.judging.pairwise import PairwiseJudge
 
 if TYPE_CHECKING:
     from selfplay_ray.arena import Arena
+    from selfplay_ray.judging.pairwise import PairwiseJudge
     from selfplay_ray.types import Rollout
 
 

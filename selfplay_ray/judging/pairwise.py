@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfplay_ray.judging.asking import Asking
+from selfplay_ray.judging.asking import Asking, Shown
 from selfplay_ray.judging.fence import fenced
 from selfplay_ray.judging.grammar import read_choice
+from selfplay_ray.judging.known_pairs import KnownPair
 
 if TYPE_CHECKING:
     from selfplay_ray.arena import Arena
@@ -57,9 +58,9 @@ class PairwiseVerdict:
         return float((a > 0) == (b > 0) and (a < 0) == (b < 0))
 
     def metrics(self) -> dict[str, float]:
-        """For ``rollout.metrics``."""
+        """For ``rollout.metrics``: how many votes couldn't be read, and whether that left no verdict."""
         agree = {} if self.orders_agree is None else {"judge/orders_agree": self.orders_agree}
-        return {"judge/abstained": self.abstained, **agree}
+        return {"judge/abstained": self.abstained, "judge/no_verdict": float(self.score is None), **agree}
 
     def _read(self) -> list[list[float]]:
         """Each order's votes that could be read."""
@@ -69,14 +70,18 @@ class PairwiseVerdict:
 class PairwiseJudge:
     """Says which of two is better by ``criterion``, a question about A and B: "Who argued better, A or B?".
 
+    ``examples`` show a small model what a verdict looks like, each in both orders, so that they favour no place; a
+    judge that reasons isn't shown them.
     ``asking`` are settings of :class:`~selfplay_ray.judging.asking.Asking`: votes (of each order), temperature,
     reasoning, max_tokens.
     """
 
-    def __init__(self, criterion: str, **asking: Any) -> None:
+    def __init__(self, criterion: str, examples: Sequence[KnownPair] = (), **asking: Any) -> None:
         self._asking = Asking(
             criterion, "one word: A, B or tie", "Verdict: A, Verdict: B or Verdict: tie", **asking
         )
+        self._texts = _in_both_orders(examples, _two_texts)
+        self._players = _in_both_orders(examples, _two_players)
 
     async def compare(self, arena: Arena, first: str, second: str, about: str = "") -> PairwiseVerdict:
         """Which of two texts is better; ``about`` is what both answer, in the task's own words.
@@ -84,7 +89,9 @@ class PairwiseJudge:
         Raises:
             InferenceError: the model could not answer.
         """
-        return await self._verdict(arena, about, _two_texts(first, second), _two_texts(second, first))
+        return await self._verdict(
+            arena, about, _two_texts(first, second), _two_texts(second, first), self._texts
+        )
 
     async def compare_players(
         self, arena: Arena, transcript: Sequence[tuple[str, str]], first: str, second: str, about: str = ""
@@ -96,22 +103,45 @@ class PairwiseJudge:
             InferenceError: the model could not answer.
         """
         orders = ({first: "A", second: "B"}, {first: "B", second: "A"})
-        shown = [
-            "\n\n".join(f"{names.get(who, who)}: {said}" for who, said in transcript) for names in orders
-        ]
-        return await self._verdict(arena, about, fenced(shown[0]), fenced(shown[1]))
+        as_a, as_b = (
+            _transcript([(names.get(who, who), said) for who, said in transcript]) for names in orders
+        )
+        return await self._verdict(arena, about, as_a, as_b, self._players)
 
-    async def _verdict(self, arena: Arena, about: str, as_a: str, as_b: str) -> PairwiseVerdict:
+    async def _verdict(
+        self, arena: Arena, about: str, as_a: str, as_b: str, examples: Sequence[Shown]
+    ) -> PairwiseVerdict:
         return PairwiseVerdict(
-            tuple(await self._votes(arena, about, as_a, 1.0)),
-            tuple(await self._votes(arena, about, as_b, -1.0)),
+            tuple(await self._votes(arena, about, as_a, 1.0, examples)),
+            tuple(await self._votes(arena, about, as_b, -1.0, examples)),
         )
 
-    async def _votes(self, arena: Arena, about: str, shown: str, sign: float) -> list[Vote]:
-        replies = await self._asking.replies(arena, about, shown)
+    async def _votes(
+        self, arena: Arena, about: str, shown: str, sign: float, examples: Sequence[Shown]
+    ) -> list[Vote]:
+        replies = await self._asking.replies(arena, about, shown, examples)
         choices = [read_choice(reply, list(WORTH)) for reply in replies]
         return [None if choice is None else sign * WORTH[choice] for choice in choices]
 
 
+def _in_both_orders(pairs: Sequence[KnownPair], show: Callable[[str, str], str]) -> list[Shown]:
+    return [
+        example
+        for pair in pairs
+        for example in (
+            Shown(pair.about, show(pair.better, pair.worse), "A"),
+            Shown(pair.about, show(pair.worse, pair.better), "B"),
+        )
+    ]
+
+
 def _two_texts(a: str, b: str) -> str:
     return f"A:\n{fenced(a)}\n\nB:\n{fenced(b)}"
+
+
+def _two_players(a: str, b: str) -> str:
+    return _transcript([("A", a), ("B", b)])
+
+
+def _transcript(turns: Sequence[tuple[str, str]]) -> str:
+    return fenced("\n\n".join(f"{who}: {said}" for who, said in turns))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scripted_judge import arena_with, prefers
 
 from selfplay_ray.errors import ConfigError
-from selfplay_ray.judging import PairwiseJudge, PairwiseVerdict
+from selfplay_ray.judging import KnownPair, PairwiseJudge, PairwiseVerdict
 
 QUESTION = "Which is better, A or B?"
 
@@ -20,6 +20,7 @@ async def test_the_better_one_wins_wherever_it_is_shown() -> None:
     judge = PairwiseJudge(QUESTION)
     won, lost = await judge.compare(arena, "good", "bad"), await judge.compare(arena, "bad", "good")
     assert (won.score, won.winner, won.orders_agree) == (1, "first", 1)
+    assert won.metrics() == {"judge/abstained": 0, "judge/no_verdict": 0, "judge/orders_agree": 1}
     assert (lost.score, lost.winner) == (-1, "second")
 
 
@@ -34,7 +35,7 @@ async def test_what_cannot_be_read_is_an_abstention_and_no_tie() -> None:
     arena, _ = arena_with(lambda _: "Both make good points.")
     verdict = await PairwiseJudge(QUESTION).compare(arena, "one", "other")
     assert (verdict.score, verdict.winner, verdict.abstained, verdict.orders_agree) == (None, None, 1, None)
-    assert verdict.metrics() == {"judge/abstained": 1}
+    assert verdict.metrics() == {"judge/abstained": 1, "judge/no_verdict": 1}
 
 
 async def test_readable_in_one_order_alone_is_an_abstention_too() -> None:
@@ -123,3 +124,35 @@ async def test_only_the_newest_answers_are_remembered() -> None:
 def test_votes_that_say_nothing_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PairwiseJudge(QUESTION, **settings)
+
+
+EXAMPLE = KnownPair("Sums", better="2 + 2 = 4", worse="soup")
+
+
+async def test_examples_are_earlier_turns_that_favour_no_place() -> None:
+    arena, client = arena_with(prefers("good"))
+    judge = PairwiseJudge(QUESTION, examples=[EXAMPLE])
+    assert (await judge.compare(arena, "good", "bad")).winner == "first"
+    for call in client.calls:
+        assert [message["role"] for message in call.messages] == ["user", "assistant"] * 2 + ["user"]
+        asked = [message["content"] for message in call.messages]
+        assert [asked[1], asked[3]] == ["A", "B"]
+        assert prefers("2 + 2")(asked[0]) == "Verdict: A"
+        assert prefers("2 + 2")(asked[2]) == "Verdict: B"
+        assert asked[0].startswith("Sums\n")
+        assert all(question.endswith("Answer with one word: A, B or tie.") for question in asked[::2])
+
+
+async def test_examples_of_players_are_transcripts() -> None:
+    arena, client = arena_with(lambda _: "A")
+    judge = PairwiseJudge(QUESTION, examples=[EXAMPLE])
+    await judge.compare_players(arena, [("Pro", "trees"), ("Con", "cars")], "Pro", "Con")
+    asked = [message["content"] for message in client.calls[0].messages]
+    assert "A: 2 + 2 = 4\n\nB: soup" in asked[0]
+    assert "A: soup\n\nB: 2 + 2 = 4" in asked[2]
+
+
+async def test_who_is_to_think_is_shown_no_examples() -> None:
+    arena, client = arena_with(lambda _: "A")
+    await PairwiseJudge(QUESTION, examples=[EXAMPLE], reasoning=True).compare(arena, "one", "other")
+    assert [len(call.messages) for call in client.calls] == [1, 1]
