@@ -28,12 +28,18 @@ STATUS_SECONDS = 0.5
 
 
 def train(
-    arena: Arena, config: RunConfig, task: str = "run", spec: ClusterSpec | None = None
+    arena: Arena,
+    config: RunConfig,
+    task: str = "run",
+    spec: ClusterSpec | None = None,
+    *,
+    live: bool | None = None,
 ) -> list[StepMetrics]:
     """Train ``arena``'s roles for ``config.num_steps`` steps, and return what each step left in numbers.
 
     Everything the run says is in ``config.output_dir/<name>/``; see :class:`~selfplay_ray.runlog.RunLog`. With
-    ``config.resume`` it goes on with the run there; what that had left is returned as well.
+    ``config.resume`` it goes on with the run there; what that had left is returned as well. ``live`` is whether a live
+    view is drawn; None draws one in a terminal that can show it.
 
     Raises:
         ConfigError: the run's folder is taken, or the arena's batch doesn't fit; a run can't be gone on with like this.
@@ -50,7 +56,7 @@ def train(
             log, history = resume(config, config.resume)
     log.write_config(config)
     try:
-        _run(arena, config, spec, log, history)
+        _run(arena, config, spec, log, history, live)
     finally:
         if history:
             sys.stdout.write(summary(history) + "\n")
@@ -59,13 +65,18 @@ def train(
 
 
 def _run(
-    arena: Arena, config: RunConfig, spec: ClusterSpec | None, log: RunLog, history: list[StepMetrics]
+    arena: Arena,
+    config: RunConfig,
+    spec: ClusterSpec | None,
+    log: RunLog,
+    history: list[StepMetrics],
+    live: bool | None,
 ) -> None:
     """Take the steps, adding each to ``history``."""
     interrupts = Interrupts()
     with interrupts.handled(), ExitStack() as stack:
         stack.enter_context(closing(log))
-        display = stack.enter_context(Display(config, log, history=tuple(history)))
+        display = stack.enter_context(Display(config, log, history=tuple(history), live=live))
         loggers: list[MetricLogger] = [log, display]
         if wandb := wandb_logger(config, log):
             loggers.append(stack.enter_context(closing(wandb)))

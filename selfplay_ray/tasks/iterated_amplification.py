@@ -1,0 +1,211 @@
+"""Iterated amplification with a person as a sub-episode (Christiano et al. 2018, arXiv:1810.08575).
+
+A Decomposer splits a question, the Answerer answers the parts, a Combiner makes one answer of theirs: the *amplified*
+answer, which a person rates from 0 to 10. The rating is what the Decomposer and the Combiner earn. Then the amplified
+answer is *distilled*: Answerers who get the whole question at once earn the rating for saying the same.
+
+The person is asked in a sub-episode of their own, in which no role speaks: their words have no tokens, and are never
+trained on. A reply that isn't a number from 0 to 10, or none in time, is an abstention: it earns what the rated
+siblings of the same question earned on average, so that nothing is learned from it. Where nobody is to be asked a
+computed oracle stands in, which takes a point off for every one that the answer is off. A split or a sum that can't be
+read is a *forfeit*, and nobody is bothered with it.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfplay_ray.arena import Arena
+from selfplay_ray.conversation import as_turns
+from selfplay_ray.credit import GRPOCredit
+from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.human.person import Person
+from selfplay_ray.judging.grammar import read_score
+from selfplay_ray.rubric import Rubric
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
+
+BEST = 10
+FORFEIT = -0.5
+A_NUMBER = 0.1
+"""What an Answerer earns for any number, of what it would for the right one."""
+MOST_PARTS = 4
+NUMBER = re.compile(r"\d+")
+SUM = re.compile(r"\d{1,3}(?: \+ \d{1,3}){0,7}")
+RATE = "What is {}?\nThe answer given is {}.\nHow good is that, from 0 (worst) to 10 (best)?"
+
+SPLITS = (("Split in two: 2 + 5 + 1 + 3", "2 + 5, 1 + 3"), ("Split in two: 4 + 4 + 6 + 1", "4 + 4, 6 + 1"))
+ANSWERS = (("What is 1 + 2?", "3"), ("What is 4 + 3?", "7"))
+COMBINED = (
+    ("2 + 5 = 7, 1 + 3 = 4. Together?", "7 + 4 = 11"),
+    ("4 + 4 = 8, 6 + 1 = 7. Together?", "8 + 7 = 15"),
+)
+
+
+def read_split(text: str) -> list[str] | None:
+    """The parts of a question, two or more, which are sums themselves."""
+    parts = [part.strip() for part in text.strip().rstrip(".").split(",")]
+    return parts if 2 <= len(parts) <= MOST_PARTS and all(map(SUM.fullmatch, parts)) else None
+
+
+def last_number(text: str) -> str | None:
+    numbers = NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def oracle_rating(question: str, answer: str) -> float:
+    """What stands in for a person: 10, less one for every one that the answer is off."""
+    off = abs(sum(map(int, NUMBER.findall(question))) - int(answer))
+    return max(0.0, BEST - off)
+
+
+def amplified_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
+    """The rating, from 0 to 1, for who made the answer; a forfeit costs the one who made it."""
+    extras = rollout.extras
+    if extras["forfeited_by"] is not None:
+        return {extras["forfeited_by"]: FORFEIT}
+    rollout.metrics["human/abstained"] = float(extras["rating"] is None)
+    if extras["rating"] is None:
+        return {}
+    rollout.metrics["human/rating"] = extras["rating"]
+    return {"Decomposer": extras["rating"] / BEST, "Combiner": extras["rating"] / BEST}
+
+
+def forfeit(rollout: Rollout, arena: Arena) -> dict[str, float]:
+    """1 for whom it was that couldn't be read."""
+    return {role: float(rollout.extras["forfeited_by"] == role) for role in rollout.roles}
+
+
+def distilled_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
+    """What the amplified answer is worth, for saying the same; a tenth of it for another number."""
+    target, worth = rollout.artifact["target"], rollout.artifact["worth"]
+    said = rollout.extras["answer"]
+    return {"Answerer": worth * (1.0 if said == target else A_NUMBER if said is not None else 0.0)}
+
+
+class AnswerEpisode(Episode):
+    """The artifact holds a ``question``, and the ``target`` and what it is ``worth`` where there are any."""
+
+    rubric = Rubric([distilled_reward])
+
+    async def rollout(self, arena: Arena, artifact: Mapping[str, Any], state: EpisodeState) -> EpisodeState:
+        asked = f"What is {artifact['question']}?"
+        messages = arena.role("Answerer").build_messages(asked, as_turns(ANSWERS))
+        state.data["answer"] = last_number((await self.call_model("Answerer", messages, arena)).text)
+        return state
+
+    def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
+        return state.data
+
+
+class HumanEpisode(Episode):
+    """A person rates an ``answer`` to a ``question``; without a person, the oracle does."""
+
+    def __init__(self, person: Person | None) -> None:
+        self.person = person
+
+    async def rollout(self, arena: Arena, artifact: Mapping[str, str], state: EpisodeState) -> EpisodeState:
+        question, answer = artifact["question"], artifact["answer"]
+        if self.person is None:
+            state.data = {"reply": None, "rating": oracle_rating(question, answer)}
+            return state
+        key = f"{state.rng.getrandbits(128):032x}"  # the same if this request is played again elsewhere
+        reply = await self.person.ask(key, RATE.format(question, answer))
+        state.data = {"reply": reply, "rating": None if reply is None else read_score(reply, BEST)}
+        return state
+
+    def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
+        return state.data
+
+
+class AmplifyEpisode(Episode):
+    """The artifact is a question, a sum. ``distillations`` Answerers learn from the amplified answer."""
+
+    rubric = Rubric([amplified_reward, forfeit], [1.0, 0.0])
+
+    def __init__(self, distillations: int) -> None:
+        self.distillations = distillations
+
+    async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
+        state.data = {"answer": None, "rating": None, "forfeited_by": None}
+        parts = read_split(await self._ask(arena, "Decomposer", f"Split in two: {artifact}", SPLITS))
+        if parts is None:
+            state.data["forfeited_by"] = "Decomposer"
+            return state
+        answered = await arena.generate_rollouts([_answer(part) for part in parts])
+        sums = [
+            f"{part} = {child.rollout.extras.get('answer')}"
+            for part, child in zip(parts, answered, strict=True)
+        ]
+        said = await self._ask(arena, "Combiner", f"{', '.join(sums)}. Together?", COMBINED)
+        state.data["answer"] = answer = last_number(said)
+        if answer is None:
+            state.data["forfeited_by"] = "Combiner"
+            return state
+        about = {"question": artifact, "answer": answer}
+        rated = await arena.run_episode("human", about, is_trainable=False)
+        state.data["rating"] = rating = rated.rollout.extras.get("rating")
+        if rating:
+            whole = _answer(artifact, answer, rating / BEST)
+            await arena.generate_rollouts([whole] * self.distillations)
+        return state
+
+    async def _ask(
+        self, arena: Arena, role: str, question: str, examples: tuple[tuple[str, str], ...]
+    ) -> str:
+        messages = arena.role(role).build_messages(question, as_turns(examples))
+        return (await self.call_model(role, messages, arena)).text
+
+    def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
+        return state.data
+
+
+def _answer(question: str, target: str | None = None, worth: float = 0.0) -> EpisodeRequest:
+    """An answer, to be learned from if there is something it should be."""
+    artifact = {"question": question, "target": target, "worth": worth}
+    return EpisodeRequest("answer", artifact, is_trainable=target is not None)
+
+
+class IteratedAmplificationArena(Arena):
+    """``batch_size`` amplified answers a step, ``group_size`` to each question, all of which the ``person`` rates."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        person: Person | None = None,
+        *,
+        group_size: int = 4,
+        distillations: int = 4,
+        **options: Any,
+    ) -> None:
+        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
+        super().__init__(batch_size=batch_size, **options)
+        self.group_size = group_size
+        self.add_role(Role("Decomposer", max_tokens=16))
+        self.add_role(Role("Combiner", max_tokens=12))
+        self.add_role(Role("Answerer", max_tokens=8))
+        self.add_episode("amplify", AmplifyEpisode(distillations))
+        self.add_episode("answer", AnswerEpisode())
+        self.add_episode("human", HumanEpisode(person))
+
+    def get_batch(self) -> list[EpisodeRequest]:
+        questions = [self.question() for _ in range(0, self.batch_size, self.group_size)]
+        groups = [index // self.group_size for index in range(self.batch_size)]
+        return [EpisodeRequest("amplify", questions[g], group=f"{g}: {questions[g]}") for g in groups]
+
+    def question(self) -> str:
+        return " + ".join(str(self.rng.randint(1, 9)) for _ in range(4))
+
+    def score_group(self, results: Sequence[GenerateResult]) -> None:
+        """Who was not rated has what the others of the question have on average, which teaches nothing."""
+        makers = ("Decomposer", "Combiner")
+        ratings = [result.rollout.extras.get("rating") for result in results]
+        rated = [rating / BEST for rating in ratings if rating is not None]
+        for result, rating in zip(results, ratings, strict=True):
+            abstained = (
+                rating is None and not result.rollout.error and not result.rollout.extras["forfeited_by"]
+            )
+            if abstained and rated:
+                result.rewards.update(dict.fromkeys(makers, statistics.fmean(rated)))
