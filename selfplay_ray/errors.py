@@ -15,6 +15,7 @@ SelfPlayError
 │   ├── QueueFullError     as many requests wait as may
 │   ├── UnavailableError   an engine or endpoint can't answer now; another may
 │   └── EngineStoppedError nothing is generated any more: the engine was closed, or failed
+├── SandboxError           a sandbox itself failed, whatever was run in it
 ├── TrainingError          a step can't be taken: malformed records, numbers that aren't finite
 ├── ReplayError            the replay journal was misused or can't be read
 ├── RunLogError            a run's folder can't be written or read
@@ -96,6 +97,10 @@ class UnavailableError(InferenceError):
 
 class EngineStoppedError(InferenceError):
     """Nothing is generated any more: the engine was closed, or its thread failed."""
+
+
+class SandboxError(SelfPlayError):
+    """A sandbox failed: nothing can be said about the program that was to run in it."""
 
 
 class TrainingError(SelfPlayError):
