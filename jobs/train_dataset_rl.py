@@ -23,12 +23,14 @@ from selfplay_ray.integrations.hf_datasets import hub_rows
 from selfplay_ray.integrations.math_verify import MathVerify
 from selfplay_ray.integrations.reasoning_gym import ReasoningGym
 from selfplay_ray.problems import READERS, Row, problems_from, read_rows
+from selfplay_ray.program_tests import PassesTests, read_tests
+from selfplay_ray.sandbox import AUTO, Limits, find_sandbox
 from selfplay_ray.tasks.dataset_rl import ByAnswer, DatasetRLArena, Score, digit_sums
 
 DIGIT_SUMS = "digit-sums"
 GYM = "reasoning-gym:"
 ROWS = 1000
-Reward = Literal["auto", "exact", "numeric", "regex", "math-verify"]
+Reward = Literal["auto", "exact", "numeric", "regex", "math-verify", "code"]
 
 
 class DatasetRLConfig(RunConfig):
@@ -67,9 +69,12 @@ class DatasetRLConfig(RunConfig):
 
     reward: Reward = "auto"
     """What makes a reply right. exact: the answer's text; numeric: its number; regex: the pattern; math-verify: an
-    equal expression; auto: reasoning-gym's own verifier, numeric for others."""
+    equal expression; code: it is a program that passes the tests in the answer, assert f(1, 2) == 3 and the like; auto:
+    reasoning-gym's own verifier, numeric for others."""
     pattern: str = r"(?<!\w){answer}(?!\w)"
     """For regex: what must be found in the reply; {answer} stands for the answer."""
+    sandbox: str = AUTO
+    """For code: what programs run in; auto is the best there is on this machine that holds."""
 
 
 def make_arena(config: DatasetRLConfig) -> DatasetRLArena:
@@ -77,6 +82,11 @@ def make_arena(config: DatasetRLConfig) -> DatasetRLArena:
     problems = problems_from(
         rows(config), config.question_field, config.answer_field, config.prompt_template, config.limit
     )
+    if config.reward == "code":
+        for problem in problems:
+            read_tests(
+                problem["answer"]
+            )  # so that answers that are no tests are known before anything starts
     return DatasetRLArena(
         config.batch_size,
         problems,
@@ -114,6 +124,8 @@ def score(config: DatasetRLConfig) -> Score:
             return ByAnswer(Matching(config.pattern))
         case "math-verify":
             return ByAnswer(MathVerify())
+        case "code":
+            return ByAnswer(PassesTests(find_sandbox(config.sandbox), Limits()))
 
 
 def gym(config: DatasetRLConfig) -> ReasoningGym:

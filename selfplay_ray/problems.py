@@ -106,7 +106,8 @@ def _problem(number: int, row: Row, question_field: str, answer_field: str, temp
             )
     fields = {**row, "question": row[question_field]}
     prompt = PLACE.sub(lambda place: str(fields.get(place[1], place[0])), template)
-    answer = str(row[answer_field]).strip()
+    answer = row[answer_field]
+    answer = json.dumps(answer) if isinstance(answer, (list, dict)) else str(answer).strip()
     if not answer:
         raise ConfigError(f"row {number} of the data set has an empty answer; nothing would be right")
     return Problem(prompt=prompt, answer=answer, row=number)

@@ -13,7 +13,11 @@ from typing import Any
 from selfplay_ray.answers import final_answer
 from selfplay_ray.config_sources import suggestion
 from selfplay_ray.errors import ConfigError
+from selfplay_ray.integrations.textarena_game import Chance
 from selfplay_ray.problems import Problem, Row
+
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What verifiers raise for an answer that they can't read: prime_factorization for any text, boxnet for a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class ReasoningGym:
     Called with a reply, it is what the kind's verifier makes of the reply's final answer, from 0 to 1.
 
     Raises:
-        ConfigError: reasoning-gym isn't installed, has no such kind, or that has no such options.
+        ConfigError: reasoning-gym isn't installed, has no such kind, or that has no such options or no answers.
     """
 
     name: str
@@ -33,24 +37,33 @@ class ReasoningGym:
 
     @classmethod
     def make(cls, name: str, size: int, options: Mapping[str, Any]) -> ReasoningGym:
-        """One whose kind, options and puzzles were tried."""
+        """One that was tried: its verifier accepts the answer to its first puzzle."""
         gym = cls(name, size, json.dumps(options))
-        gym._puzzles()
+        puzzle = gym._puzzle(0)
+        if puzzle["answer"] is None or gym._score(str(puzzle["answer"]), puzzle) < 1:
+            raise ConfigError(
+                f"reasoning-gym's {name} gives no answer that its own verifier accepts, so it can't be checked"
+            )
         return gym
 
     def rows(self) -> Iterator[Row]:
         """Questions and answers; some kinds accept others than the answer given."""
-        puzzles = self._puzzles()
         for index in range(self.size):
-            puzzle = puzzles[index]
+            puzzle = self._puzzle(index)
             yield {"question": puzzle["question"], "answer": str(puzzle["answer"])}
 
     def __call__(self, reply: str, problem: Problem) -> float:
-        puzzles = self._puzzles()
-        return float(puzzles.score_answer(final_answer(reply).strip(), puzzles[problem["row"]]))
+        return self._score(final_answer(reply).strip(), self._puzzle(problem["row"]))
 
-    def _puzzles(self) -> Any:
-        return _puzzles(self.name, self.size, self.options)
+    def _puzzle(self, index: int) -> Mapping[str, Any]:
+        with Chance(index).in_place():  # list_functions, for one, draws from the global random state
+            return _puzzles(self.name, self.size, self.options)[index]  # type: ignore[no-any-return]
+
+    def _score(self, answer: str, puzzle: Mapping[str, Any]) -> float:
+        try:
+            return float(_puzzles(self.name, self.size, self.options).score_answer(answer, puzzle))
+        except UNREADABLE:
+            return 0.0
 
 
 @functools.cache

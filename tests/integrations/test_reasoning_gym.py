@@ -43,3 +43,32 @@ def test_a_reply_is_scored_by_the_verifier_of_its_kind():
     assert gym(f"<answer>{problem['answer']}</answer> is it", problem) == 1
     assert gym("no idea", problem) < 0.1
     assert gym("", problem) < 0.1
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("kind", ["list_functions", "prime_factorization", "game_of_life"])
+def test_kinds_with_ways_of_their_own(kind: str):
+    """The first draws from the global random state; the others' verifiers raise for what they can't read."""
+    state = random.getstate()
+    gym = ReasoningGym.make(kind, 3, {})
+    problems = problems_from(gym.rows())
+    assert problems_from(gym.rows()) == problems
+    for reply in ("", "no idea", "{}", "7", "-1/0", "[[1,2],[3"):
+        assert 0 <= gym(reply, problems[0]) < 0.5
+    assert gym(problems[1]["answer"], problems[1]) == 1
+    assert random.getstate() == state
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("chain_sun", {}, r"reasoning-gym has no 'chain_sun'; did you mean chain_sum\?"),
+        ("chain_sum", {"min_term": 2}, "chain_sum can't be made with the options .*min_term"),
+        ("chain_sum", {"min_terms": 0}, "chain_sum can't be made with the options"),
+        ("rubiks_cube", {}, "rubiks_cube gives no answer that its own verifier accepts"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(kind: str, options: dict[str, int], message: str):
+    with pytest.raises(ConfigError, match=message):
+        ReasoningGym.make(kind, 3, options)

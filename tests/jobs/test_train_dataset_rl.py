@@ -69,6 +69,19 @@ async def test_what_makes_a_reply_right(questions: Path, reward: list[str], wort
     assert [result.rewards["Answerer"] for result in results] == worth
 
 
+async def test_a_program_is_worth_what_tests_it_passes(tmp_path: Path):
+    path = tmp_path / "programs.jsonl"
+    tests = ["assert double(2) == 4", "assert double(0) == 0"]
+    rows = [{"text": f"Write double, please ({n}).", "test_list": tests} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--question-field=text", "--answer-field=test_list", "--shots=0", "--reward=code"]
+    made = arena("--dataset", str(path), *flags, "--sandbox=unsafe-subprocess")
+    says = iter(["def double(x): return 2 * x", "```python\ndef double(x): return 4\n```", "I can't."])
+    made.bind(LocalRuntime(made, MockInferenceClient(lambda messages: next(says))))
+    results = [await made.run_episode("answer", made.problems[0]) for _ in range(3)]
+    assert [result.rewards["Answerer"] for result in results] == [1.0, 0.5, 0.0]
+
+
 async def test_a_puzzle_of_reasoning_gym_is_scored_by_its_own_verifier():
     pytest.importorskip("reasoning_gym")
     made = arena("--dataset=reasoning-gym:chain_sum", "--limit=20", "--shots=0")
@@ -96,6 +109,7 @@ async def test_a_puzzle_of_reasoning_gym_is_scored_by_its_own_verifier():
             "",
             "row 0 of the data set has no 'solution'; its fields are question, answer",
         ),
+        (["--reward=code"], "", "no tests in '0'; give lines like assert f(1, 2) == 3"),
         (["--shots=90"], "", "of 90 questions 90 are shown; that leaves none to train on"),
     ],
 )
