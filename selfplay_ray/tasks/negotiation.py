@@ -3,8 +3,8 @@
 A move is ``OFFER: 2 wood for 1 gold``, ``ACCEPT`` or ``REJECT``, also written as ``Offer``, ``Accept`` and ``Reject``;
 around it a player may say what it likes, and of several moves the last one counts. An offer is legal if both have what
 would change hands, so whoever accepts can always pay. It stands until it is accepted, which is the *deal* that ends the
-game, rejected, or replaced by another. Who rejects where no offer stands leaves: *no deal*. A move that can't be read or
-isn't legal is a *forfeit*. At the limit on turns the game is *truncated*, after its last move was played.
+game, rejected, or replaced by another. Who rejects where no offer stands leaves: *no deal*. A move that can't be read
+or isn't legal is a *forfeit*. At the limit on turns the game is *truncated*, after its last move was played.
 
 A player's reward is what the deal changed of its inventory's value, as a share of what all there is would be worth to
 it. It is no zero-sum game: trades that are good for both are what it is about. Credit is role-conditioned (Liu et al.
