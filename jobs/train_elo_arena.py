@@ -20,7 +20,7 @@ from selfplay_ray.tasks.elo_arena import CRITERION, JUDGED, STYLES, EloArena
 class EloArenaConfig(RunConfig):
     """What this task adds to a run's configuration."""
 
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(2, ge=1)
     """Round robins per training step."""
     agents: int = Field(4, ge=2, le=len(STYLES))
     """How many play, everyone against everyone."""
