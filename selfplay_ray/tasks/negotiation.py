@@ -27,7 +27,7 @@ from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout
 PLAYERS = ("Alice", "Bob")
 RESOURCES = ("wood", "stone", "gold")
 MOVE = re.compile(
-    r"\b(?:OFFER|Offer): *(\d{1,3}) +([a-z]+) +for +(\d{1,3}) +([a-z]+)|\b(ACCEPT|Accept|REJECT|Reject)\b"
+    r"\b(?:OFFER|Offer): *(\d{1,3}) +([a-z]+?)s? +for +(\d{1,3}) +([a-z]+?)s?\b|\b(ACCEPT|Accept|REJECT|Reject)\b"
 )
 FORFEIT = -0.5
 EXAMPLES = (

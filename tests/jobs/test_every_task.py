@@ -43,6 +43,6 @@ async def test_a_task_takes_two_steps(task: str, tiny: Path) -> None:
         engine.close()
     assert [step.step for step in steps] == [1, 2]
     for step in steps:
-        assert step.values["episodes/failed"] == 0
-        assert step.values["episodes/finished"] >= config.batch_size
-        assert any(name.startswith("reward/") for name in step.values)
+        assert step.failed == 0
+        assert step.finished >= config.batch_size
+        assert step.rewards

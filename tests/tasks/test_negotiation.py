@@ -33,6 +33,7 @@ async def played(*scripted_moves: str, first: str = "Alice", **options: Any) -> 
     ("text", "move"),
     [
         ("OFFER: 2 wood for 1 gold", Offer("Alice", 2, "wood", 1, "gold")),
+        ("Offer: 2 golds for 4 stones", Offer("Alice", 2, "gold", 4, "stone")),
         ("I have lots of wood.\nOFFER:2 wood for 1 gold, fine?", Offer("Alice", 2, "wood", 1, "gold")),
         ("OFFER: 1 wood for 1 gold. No, OFFER: 3 wood for 1 gold", Offer("Alice", 3, "wood", 1, "gold")),
         ("I could ACCEPT, but OFFER: 1 wood for 2 gold", Offer("Alice", 1, "wood", 2, "gold")),
