@@ -14,6 +14,7 @@ from selfplay_ray.lora import save_adapter
 from selfplay_ray.models import resolve_model
 from selfplay_ray.replay import Lease, fresh_records
 from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.json_lines import os_errors
 from selfplay_ray.runlog.metrics import StepMetrics, before_training, step_metrics
 from selfplay_ray.training.active_sampling import trainable, why_nothing
 from selfplay_ray.training.checkpoint_folder import (
@@ -44,7 +45,8 @@ class Learner:
     def connect(self, peers: Peers) -> None:
         config = self._config
         self._peers = peers
-        self._log.adapters_dir.mkdir(exist_ok=True)
+        with os_errors(self._log.adapters_dir):
+            self._log.adapters_dir.mkdir(exist_ok=True)
         settings = TrainerSettings.from_config(config)
         if checkpoint_versions(self._log.checkpoints_dir):
             settings = replace(settings, adapter=None)  # that it began with, and need not be there any more
@@ -160,7 +162,7 @@ class Learner:
             return
         kept = {"roots": self._roots, "extra_batches": self._extra, METRICS: metrics.as_json()}
         self._trainer.save(checkpoint_path(folder, version), kept)
-        oldest = prune(folder, self._config.keep_checkpoints, self._config.best_metric)
+        oldest = prune(folder, version, self._config.keep_checkpoints, self._config.best_metric)
         ray.get(self._peers.queue.forget.remote(oldest))
 
     def _engine_stats(self) -> list[EngineStats]:

@@ -63,6 +63,9 @@ def _config_of_run(flags: dict[str, Any], path: Path | None) -> Path:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} doesn't go with --resume: the run has its own already")
     folder = Path(flags["resume"])
+    if folder.name in ("", ".."):
+        folder = folder.resolve()  # it is the folder's name that is the run's
+        flags["resume"] = str(folder)
     config = folder / "config.toml"
     if not config.is_file():
         there = sorted(other.parent.name for other in folder.parent.glob("*/config.toml"))

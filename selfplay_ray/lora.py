@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -144,7 +144,11 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(path: Path, weights: Mapping[str, np.ndarray], settings: LoRASettings, version: int) -> None:
-    """Write the adapter as safetensors, atomically; settings and version go into its metadata."""
+    """Write the adapter as safetensors, atomically; settings and version go into its metadata.
+
+    Raises:
+        AdapterError: it can't be written; nothing of it is left, and the one before is untouched.
+    """
     metadata = {
         "format": "mlx",
         "rank": str(settings.rank),
@@ -154,8 +158,19 @@ def save_adapter(path: Path, weights: Mapping[str, np.ndarray], settings: LoRASe
     }
     # mlx appends the suffix to a name without it, so the temporary one must have it too.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished.safetensors")
-    mx.save_safetensors(str(unfinished), {name: mx.array(value) for name, value in weights.items()}, metadata)
-    unfinished.replace(path)
+    try:
+        mx.save_safetensors(
+            str(unfinished), {name: mx.array(value) for name, value in weights.items()}, metadata
+        )
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # the latter is MLX's word for a full disk
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AdapterError(
+            f"can't write {path}: {reason}; check that it may be written and that there is space"
+        ) from error
+    finally:
+        with suppress(OSError):  # there is none, if all went well
+            unfinished.unlink()
 
 
 def load_adapter(path: Path) -> SavedAdapter:

@@ -156,6 +156,19 @@ def test_a_resumed_run_has_its_own_settings_but_for_the_flags(tmp_path: Path):
     assert "resume" not in tomllib.loads(config_toml(config))
 
 
+@pytest.mark.parametrize("where", [".", "..", "../two/../one"])
+def test_a_run_is_resumed_by_another_name_of_its_folder(tmp_path: Path, monkeypatch, where: str):
+    run = tmp_path / "one"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.toml").write_text("num_steps = 5\n")
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(run / "checkpoints" if where == ".." else run)
+    config = load("--resume", where)
+    assert (config.name, config.output_dir.resolve()) == ("one", tmp_path.resolve())
+    assert config.resume is not None
+    assert config.resume.name == "one"
+
+
 def test_a_run_that_cannot_be_resumed_is_named_with_those_that_can(tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

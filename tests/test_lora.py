@@ -210,6 +210,23 @@ def test_a_saved_adapter_comes_back_bit_for_bit(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_where_nothing_can_be_written_the_old_one_stays(model, tmp_path: Path, monkeypatch, missing: bool):
+    path = tmp_path / ("none" if missing else ".") / "adapter.safetensors"
+    weights = read_adapter(model)
+    if not missing:
+        save_adapter(path, weights, SETTINGS, version=1)
+
+        def full(*_: object) -> None:
+            raise RuntimeError("[write] Unable to write")
+
+        monkeypatch.setattr(mx, "save_safetensors", full)
+    with pytest.raises(AdapterError, match=r"^can't write .*/adapter.safetensors: .*that there is space$"):
+        save_adapter(path, weights, SETTINGS, version=2)
+    assert missing or load_adapter(path).version == 1
+    assert len(list(tmp_path.iterdir())) == (0 if missing else 1)
+
+
 def test_a_torn_foreign_or_missing_file_is_one_clear_error(model, tmp_path: Path):
     path = tmp_path / "adapter.safetensors"
     with pytest.raises(AdapterError, match="there is no adapter at"):

@@ -3,11 +3,13 @@ credits each group when all of it is in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from selfplay_ray.arena import Arena, group_name
 from selfplay_ray.config import RunConfig
 from selfplay_ray.error_budget import ErrorBudget
+from selfplay_ray.errors import ConfigError
 from selfplay_ray.evaluation import Evaluation, eval_requests, score
 from selfplay_ray.scheduling.coordinator_state import (
     CoordinatorState,
@@ -72,6 +74,7 @@ class Coordinator:
         self._num_steps = config.num_steps
         self._admitted = 0
         self._batches = 0
+        self._finished = self._failed = 0  # episodes of groups that were credited
         self._extra: dict[int, int] = {}  # version -> batches beside its own
         self._pending: dict[str, _PendingGroup] = {}  # in the order of admission
         self._restored: list[_PendingGroup] = []  # those of them whose turn hasn't come again
@@ -122,6 +125,7 @@ class Coordinator:
                 del self._pending[pending.name]
                 results = [pending.results[request.id] for request in pending.requests]
                 group = self.arena.credit_group(pending.name, results)
+                self._count(results)
                 credited.append(CreditedGroup(pending.batch, group, results, self.state()))
             elif self._max_staleness == 0:
                 break
@@ -161,10 +165,11 @@ class Coordinator:
                 arena=self.arena.state_dict(),
                 admitted=self._admitted,
                 batches=self._batches,
-                finished=self.budget.finished,
-                failed=self.budget.failed,
+                finished=self._finished,  # what is played again is counted again
+                failed=self._failed,
                 extra=self._extra,
                 pending=[pending.encoded for pending in self._pending.values()],
+                episodes=sorted(self.arena.episodes),
             )
         )
 
@@ -174,18 +179,29 @@ class Coordinator:
         Requests that were in flight are sent again, with the ids they had, at the version they had waited for.
 
         Raises:
-            ConfigError: the arena, or a request, held something that could not be kept.
+            ConfigError: the arena, or a request, held something that could not be kept; or it was another arena.
         """
         state, pending_groups = decode_state(content)
+        if unknown := set(state.episodes) - self.arena.episodes.keys():
+            raise ConfigError(
+                f"the run can't be resumed: its task has episodes of type {', '.join(sorted(unknown))}, and "
+                f"{type(self.arena).__name__} knows none; go on with the task it began with"
+            )
         self.arena.load_state_dict(state.arena)
         self._admitted, self._batches, self._extra = state.admitted, state.batches, dict(state.extra)
         self.budget.finished, self.budget.failed = state.finished, state.failed
+        self._finished, self._failed = state.finished, state.failed
         for kept in pending_groups:
             group = _PendingGroup(kept.name, kept.batch, kept.admitted_at, list(kept.requests))
             self._pend(group)
             self._restored.append(group)
 
     # How
+
+    def _count(self, results: Sequence[GenerateResult]) -> None:
+        rollouts = [rollout for tree in results for rollout in tree.all_rollouts()]
+        self._finished += len(rollouts)
+        self._failed += sum(rollout.error is not None for rollout in rollouts)
 
     def _results_beside(self, request_id: str) -> dict[str, GenerateResult]:
         """Where the result of a root request belongs."""

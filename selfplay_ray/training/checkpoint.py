@@ -42,16 +42,23 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` to ``folder``, replacing one that is there only once the new one is complete.
 
     Raises:
-        TrainingError: ``extra`` isn't JSON.
+        TrainingError: ``extra`` isn't JSON; or it can't be written, and the one before is untouched.
+        AdapterError: the adapter can't be written.
     """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
         _write_files(unfinished, checkpoint)
         _put_in_place(unfinished, folder)
+    except (OSError, RuntimeError) as error:  # the latter is MLX's word for a full disk
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TrainingError(
+            f"can't write checkpoint {folder}: {reason}; check that it may be written and that there is space, and "
+            "resume the run"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from selfplay_ray.training.checkpoint import read_extra
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"v(\d{6,})")
+PART_OF_ONE = re.compile(r"v\d{6,}|\.v\d{6,}\.(\d+\.unfinished|replaced)")
 METRICS = "metrics"
 """The key in a checkpoint's ``extra`` for the metrics of its step: who goes on from it must not miss them."""
 
@@ -52,20 +54,34 @@ def load_newest(folder: Path, load: Callable[[Path], Loaded]) -> Loaded | None:
     return None
 
 
-def prune(folder: Path, keep: int, best_metric: str) -> int:
+def prune(folder: Path, version: int, keep: int, best_metric: str) -> int:
     """Remove all checkpoints but the ``keep`` newest and the (first) one where ``best_metric`` was highest.
+
+    ``version`` was written last: a later one is of steps that were taken back, because it is damaged. What can't be
+    read, as where a kill has torn its writing or removal, goes as well.
 
     Returns the version of the oldest of the newest: nobody has to go on from before it.
     """
-    versions = checkpoint_versions(folder)
-    newest = versions[-keep:]
     scores = {
-        version: read_extra(checkpoint_path(folder, version))[METRICS].get(best_metric)
-        for version in versions
+        found: score
+        for found in checkpoint_versions(folder)
+        if found <= version and (score := _score(checkpoint_path(folder, found), best_metric)) is not None
     }
-    known = {version: score for version, score in scores.items() if score is not None}
-    best = max(known, key=lambda version: (known[version], -version), default=None)
-    for version in versions:
-        if version not in newest and version != best:
-            shutil.rmtree(checkpoint_path(folder, version))
+    newest = list(scores)[-keep:]
+    known = [found for found in scores if scores[found] > -math.inf]
+    best = max(known, key=lambda found: (scores[found], -found), default=None)
+    kept = {checkpoint_path(folder, found).name for found in (*newest, best) if found is not None}
+    for path in list(folder.iterdir()):
+        if PART_OF_ONE.fullmatch(path.name) and path.name not in kept:
+            shutil.rmtree(path)
     return newest[0]
+
+
+def _score(checkpoint: Path, metric: str) -> float | None:
+    """Its step's ``metric``, the least there is where it had none; None where the checkpoint can't be read."""
+    try:
+        score: float | None = read_extra(checkpoint)[METRICS].get(metric)
+    except TrainingError as error:
+        logger.warning("%s", error)
+        return None
+    return -math.inf if score is None else score

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -320,6 +322,29 @@ def test_what_a_later_version_was_given_waits_for_it():
     assert len(admitted(coordinator)) == 2 + 2 * 2
 
 
+def test_an_episode_that_is_played_again_is_counted_once():
+    coordinator = coordinator_of(plain_groups)
+    first, second = admitted(coordinator)
+    coordinator.handle("w", played(second))
+    coordinator.handle("w", played(first))
+    credited, _ = coordinator.take_groups()
+    resumed = coordinator_of(plain_groups)
+    resumed.restore(credited.state)  # without the second group, which its worker had finished
+    assert resumed.budget.finished == 1
+    resumed.handle("w", played(*admitted(resumed)))
+    assert resumed.budget.finished == 2
+
+
+def test_a_run_is_not_resumed_as_another_task():
+    coordinator = coordinator_of(plain_groups)
+    coordinator.handle("w", played(admitted(coordinator)[0]))
+    (first,) = coordinator.take_groups()
+    resumed = coordinator_of(plain_groups)
+    del resumed.arena.episodes["other"]
+    with pytest.raises(ConfigError, match=r"episodes of type other, and Numbers knows none; .*the task it"):
+        resumed.restore(first.state)
+
+
 class Plaything:
     """Nothing that a journal can keep."""
 
@@ -339,3 +364,40 @@ def test_what_a_journal_cannot_keep_stops_the_resumed_run_alone(where):
         coordinator_of(plain_groups).restore(first.state)
     with pytest.raises(ConfigError, match="another version"):
         coordinator_of().restore(b"\x01")
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
+
+
+PLAIN = [("a", 1), [("b", (2,))], {("c", 3): ("d",)}, {1: None}, 1.5, b"e", 2**64 - 1]
+
+
+def restored(value: object) -> object:
+    """``value`` as artifact of a request that is sent again."""
+    coordinator = coordinator_of(plain_groups)
+    coordinator.arena.add_store("all").add(Artifact("one", value))
+    coordinator.arena.get_batch = lambda: [
+        EpisodeRequest("play", value, {"more": value}, group=str(index)) for index in range(2)
+    ]
+    coordinator.handle("w", played(admitted(coordinator)[0]))
+    (first,) = coordinator.take_groups()
+    resumed = coordinator_of(plain_groups)
+    resumed.arena.add_store("all")
+    resumed.restore(first.state)
+    (again,) = admitted(resumed)
+    assert again.request.meta == {"more": again.request.artifact}
+    assert resumed.arena.stores["all"].get("one").data == again.request.artifact
+    return again.request.artifact
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
+def test_plain_data_comes_back_as_it_was_and_tuples_as_tuples(value):
+    assert restored(value) == value
+
+
+@pytest.mark.parametrize("value", [Pair(1, 2), [2**64], {"a": np.float64(1.5)}, {1, 2}], ids=repr)
+def test_what_would_come_back_as_something_else_is_an_obstacle(value):
+    with pytest.raises(ConfigError, match=r"can't be resumed: .* holds an? (Pair|int|float64|set)"):
+        restored(value)

@@ -109,7 +109,9 @@ def test_a_full_disk_leaves_the_old_one_in_place(tiny, records, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_flush", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        TrainingError, match=r"can't write checkpoint .*latest: No space left .*resume the run"
+    ):
         trainer.save(tmp_path / "latest")
     resumed = Trainer(tiny, SETTINGS)
     resumed.load(tmp_path / "latest")

@@ -31,10 +31,27 @@ def save(trainer: Trainer, folder: Path, scores: dict[int, float | None]) -> Non
 
 def test_the_newest_are_kept_and_the_best(trainer: Trainer, tmp_path: Path):
     save(trainer, tmp_path, {1: 0.1, 2: 0.9, 3: None, 4: 0.9, 5: 0.2, 12: 0.3})
-    assert prune(tmp_path, 2, "reward/A") == 5
+    assert prune(tmp_path, 12, 2, "reward/A") == 5
     assert checkpoint_versions(tmp_path) == [2, 5, 12]  # 2 is as good as 4, and older
-    assert prune(tmp_path, 1, "") == 12
+    assert prune(tmp_path, 12, 1, "") == 12
     assert checkpoint_versions(tmp_path) == [12]
+
+
+def test_what_a_kill_has_torn_is_removed_and_does_not_count(trainer: Trainer, tmp_path: Path):
+    save(trainer, tmp_path, {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
+    (checkpoint_path(tmp_path, 2) / "state.json").unlink()  # its removal was under way
+    (checkpoint_path(tmp_path, 4) / "state.json").write_text("{")
+    (tmp_path / ".v000005.77.unfinished").mkdir()
+    assert prune(tmp_path, 4, 2, "reward/A") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v000001", "v000003"]
+
+
+def test_a_later_one_than_the_last_written_is_damaged_and_goes(trainer: Trainer, tmp_path: Path):
+    save(trainer, tmp_path, {2: 0.1, 4: 0.9})
+    (checkpoint_path(tmp_path, 4) / "adapter.safetensors").write_bytes(b"torn")
+    save(trainer, tmp_path, {3: 0.2})
+    assert prune(tmp_path, 3, 1, "reward/A") == 3
+    assert checkpoint_versions(tmp_path) == [3]
 
 
 def test_of_no_checkpoints_there_is_no_newest(tmp_path: Path):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from selfplay_ray.config import RunConfig
-from selfplay_ray.errors import ConfigError
+from selfplay_ray.errors import ConfigError, ReplayError
 from selfplay_ray.lora import LoRASettings
+from selfplay_ray.replay import ReplayBuffer
 from selfplay_ray.runlog.folder import RunLog, read_metrics
 from selfplay_ray.runlog.metrics import StepMetrics, step_metrics
 from selfplay_ray.training.checkpoint_folder import METRICS, checkpoint_path
@@ -39,6 +40,7 @@ def log(tmp_path: Path) -> RunLog:
     for step in (1, 2, 3):
         log.log_step(metrics(step))
     log.close()
+    ReplayBuffer(log.replay_path).close()
     return log
 
 
@@ -75,8 +77,38 @@ def test_a_run_that_is_done_wants_more_steps(log, tiny):
 
 def test_what_a_run_is_made_of_stays(log):
     with pytest.raises(ConfigError) as told:
-        resume(RunConfig(seed=1, lora_rank=4, lr=0.5), log.folder)
+        resume(RunConfig(seed=1, lora_rank=4, lr=0.5, adapter=Path("other")), log.folder)
     assert str(told.value).splitlines() == [
         f"{log.folder} began with lora_rank = 8 and can't go on with 4",
+        f"{log.folder} began with adapter = None and can't go on with 'other'",
         f"{log.folder} began with seed = 0 and can't go on with 1",
     ]
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(log, tiny):
+    save_checkpoint(log, tiny, 1)
+    with ReplayBuffer(log.replay_path), pytest.raises(ReplayError, match="another process has it open"):
+        resume(RunConfig(num_steps=5), log.folder)
+    assert len(read_metrics(log.metrics_path)) == 3
+
+
+def test_without_its_journal_a_trained_policy_does_not_begin_again(log, tiny):
+    save_checkpoint(log, tiny, 2)
+    log.replay_path.unlink()
+    with pytest.raises(ConfigError, match=r"replay\.sqlite is gone, without which .*run can't go on"):
+        resume(RunConfig(num_steps=5), log.folder)
+
+
+def test_the_last_step_is_logged_even_if_the_run_was_killed_before_it_was(log, tiny):
+    save_checkpoint(log, tiny, 4)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="has taken its 4 steps"):
+            resume(RunConfig(num_steps=4), log.folder)
+        assert [one.step for one in read_metrics(log.metrics_path)] == [1, 2, 3, 4]
+
+
+def test_fewer_steps_than_there_are_take_none_back(log, tiny):
+    save_checkpoint(log, tiny, 2)
+    with pytest.raises(ConfigError, match="has taken its 2 steps"):
+        resume(RunConfig(num_steps=1), log.folder)
+    assert len(read_metrics(log.metrics_path)) == 3
