@@ -69,7 +69,7 @@ def code_in(text: str) -> str:
 
 def pass_rate(rollout: Rollout, arena: Arena) -> dict[str, float]:
     """The share of test inputs with the right result."""
-    wanted = rollout.artifact.wanted
+    wanted = Specification(*rollout.artifact).wanted
     right = sum(got == want for got, want in zip(rollout.extras["results"], wanted, strict=True))
     return {"Generator": right / len(wanted)}
 
@@ -88,7 +88,8 @@ class WriteFunctionEpisode(Episode):
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
 
-    async def rollout(self, arena: Arena, artifact: Specification, state: EpisodeState) -> EpisodeState:
+    async def rollout(self, arena: Arena, artifact: Sequence[Any], state: EpisodeState) -> EpisodeState:
+        specification = Specification(*artifact)
         shown = [
             Message(role=role, content=text)
             for signature, said, body in EXAMPLES
@@ -97,11 +98,13 @@ class WriteFunctionEpisode(Episode):
                 ("assistant", f"def {signature}:\n    {body}"),
             )
         ]
-        asked = request(artifact.signature, artifact.returns)
+        asked = request(specification.signature, specification.returns)
         reply = await self.call_model(
             "Generator", arena.role("Generator").build_messages(asked, shown), arena
         )
-        state.data["results"] = await call_function(self.sandbox, code_in(reply.text), "f", artifact.calls)
+        state.data["results"] = await call_function(
+            self.sandbox, code_in(reply.text), "f", specification.calls
+        )
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
@@ -124,7 +127,7 @@ class CodeGenerationArena(Arena):
         asked = [self.specification() for _ in range(0, self.batch_size, self.group_size)]
         groups = [index // self.group_size for index in range(self.batch_size)]
         return [
-            EpisodeRequest("write", asked[group], group=f"{group}: {asked[group].returns}")
+            EpisodeRequest("write", list(asked[group]), group=f"{group}: {asked[group].returns}")
             for group in groups
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
@@ -26,7 +27,7 @@ class Sum(NamedTuple):
 def sum_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
     """Graded, so that a small model has somewhere to start: 0.1 for a number, 0.4 for ending with the right one,
     1 for nothing beyond the answer or the equation."""
-    text, asked = rollout.steps[0].completion_text, rollout.artifact
+    text, asked = rollout.steps[0].completion_text, Sum(*rollout.artifact)
     answer, numbers = asked.left + asked.right, NUMBER.findall(text)
     if not numbers or int(numbers[-1]) != answer:
         return {"Adder": NUMBER_SAID if numbers else 0.0}
@@ -37,11 +38,11 @@ def sum_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
 class DigitSumEpisode(SingleTurnEpisode):
     rubric = Rubric([sum_reward])
 
-    def get_initial_role(self, artifact: Sum, state: EpisodeState) -> str:
+    def get_initial_role(self, artifact: Sequence[int], state: EpisodeState) -> str:
         return "Adder"
 
-    def get_initial_prompt(self, arena: Arena, artifact: Sum, state: EpisodeState) -> str:
-        return f"What is {artifact}?"
+    def get_initial_prompt(self, arena: Arena, artifact: Sequence[int], state: EpisodeState) -> str:
+        return f"What is {Sum(*artifact)}?"
 
 
 class DigitSumsArena(Arena):
@@ -60,4 +61,4 @@ class DigitSumsArena(Arena):
             for _ in range(0, self.batch_size, self.group_size)
         ]
         groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("add", sums[group], group=f"{group}: {sums[group]}") for group in groups]
+        return [EpisodeRequest("add", list(sums[group]), group=f"{group}: {sums[group]}") for group in groups]

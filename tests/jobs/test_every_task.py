@@ -10,10 +10,18 @@ from typing import get_type_hints
 
 import pytest
 
+from selfplay_ray.arena import Arena
+from selfplay_ray.config import RunConfig
 from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.jobs.by_name import tasks, training_job
 from selfplay_ray.runtime import LocalRuntime
+from selfplay_ray.scheduling.coordinator_state import (
+    CoordinatorState,
+    decode_state,
+    encode_pending,
+    encode_state,
+)
 from selfplay_ray.training.loop import simple_training_loop
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
@@ -24,15 +32,40 @@ EXTRAS = {"verifiers": "verifiers.v1"}
 """What tasks need that isn't among what the tests need."""
 
 
-@pytest.mark.parametrize("task", tasks())
-async def test_a_task_takes_two_steps(task: str, tiny: Path) -> None:
+def made(task: str, **changes: object) -> tuple[Arena, RunConfig]:
+    """The task's arena, and what it is configured with."""
     if task in EXTRAS:
         pytest.importorskip(EXTRAS[task])
     job = training_job(task)
-    config_type = get_type_hints(job.make_arena)["config"]
-    config = config_type(model_path=str(tiny), num_steps=2, lora_rank=2, **SMALLER.get(task, {}))
+    config = get_type_hints(job.make_arena)["config"](**SMALLER.get(task, {}), **changes)
     arena = job.make_arena(config)
     arena.configure(config)
+    return arena, config
+
+
+@pytest.mark.parametrize("task", tasks())
+def test_a_task_can_be_resumed(task: str) -> None:
+    """What it asks for and what it keeps come back from the journal as they were."""
+    arena, _ = made(task)
+    requests, kept = arena.next_batch(), arena.state_dict()
+    state = CoordinatorState(
+        arena=kept,
+        admitted=0,
+        batches=0,
+        finished=0,
+        failed=0,
+        extra={},
+        pending=[encode_pending("group", 0, 0, requests)],
+    )
+    decoded, (pending,) = decode_state(encode_state(state))
+    assert list(pending.requests) == requests
+    arena.load_state_dict(decoded.arena)
+    assert arena.state_dict() == kept
+
+
+@pytest.mark.parametrize("task", tasks())
+async def test_a_task_takes_two_steps(task: str, tiny: Path) -> None:
+    arena, config = made(task, model_path=str(tiny), num_steps=2, lora_rank=2)
     settings = TrainerSettings.from_config(config)
     engine = Engine(tiny, lora=settings.lora, max_batch_size=config.concurrency)
     try:
