@@ -86,11 +86,13 @@ class SupervisedSandbox(Sandbox):
         job = framed(job_of(launch, program, limits, mark, lifeline.inherited))
         run = _Run(process, limits)
         listening = asyncio.create_task(run.listen(job + stdin.encode(errors="replace")))
-        await run.over(listening)
-        lifeline.cut()
-        if not listening.done():
-            await self.abort(launch)
-            await run.bury(listening)
+        try:
+            await run.over(listening)
+        finally:
+            lifeline.cut()
+            if process.returncode is None or not listening.done():
+                await self.abort(launch)
+                await run.bury(listening)
         if not listening.cancelled():
             listening.result()
         return run.outcome(mark)
@@ -208,12 +210,14 @@ class _Run:
 
     async def bury(self, listening: asyncio.Task[None]) -> None:
         """Wait for the end of what was told to end; kill it if that takes too long."""
-        await asyncio.wait({listening}, timeout=GRACE_S)
+        ending = asyncio.create_task(self.process.wait())  # the loop may have cancelled the other
+        await asyncio.wait({listening, ending}, timeout=GRACE_S)
         if self.process.returncode is None:
             self.process.kill()
-            await asyncio.wait({listening}, timeout=GRACE_S)
+            await asyncio.wait({listening, ending}, timeout=GRACE_S)
         listening.cancel()
-        await asyncio.wait({listening})
+        ending.cancel()
+        await asyncio.wait({listening, ending})
 
     def outcome(self, mark: str) -> Outcome:
         """Raises SandboxError: the supervisor has not begun."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfplay_ray.sandbox import Limits, Status
 
-SMALL = Limits(seconds=1.0, memory_bytes=96 * 2**20, output_bytes=20_000, processes=8, file_bytes=2**20)
+SMALL = Limits(seconds=10.0, memory_bytes=96 * 2**20, output_bytes=20_000, processes=8, file_bytes=2**20)
 
 
 @dataclass(frozen=True)
 class Hostile:
+    """``ends`` are the statuses it may end with, that which is expected first."""
+
     program: str
     ends: tuple[Status, ...]
+
+    @property
+    def limits(self) -> Limits:
+        """Short for what is expected to use up its time."""
+        return replace(SMALL, seconds=0.4) if self.ends[0] == "timeout" else SMALL
 
 
 ENDLESS: dict[str, Hostile] = {
@@ -80,7 +87,7 @@ time.sleep(60)
 """,
         ("memory",),
     ),
-    "forks": Hostile("import os\nwhile True: os.fork()", ("processes", "error", "timeout")),
+    "forks": Hostile("import os\nwhile True: os.fork()", ("error", "processes", "timeout")),
     "forks whatever happens": Hostile(
         """
 import os
@@ -90,7 +97,7 @@ while True:
     except OSError:
         pass
 """,
-        ("processes", "timeout"),
+        ("timeout", "processes"),
     ),
     "forks into sessions": Hostile(
         """
@@ -104,7 +111,7 @@ while True:
     except OSError:
         pass
 """,
-        ("processes", "timeout"),
+        ("timeout", "processes"),
     ),
     "starts threads": Hostile(
         """

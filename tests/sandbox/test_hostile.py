@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 async def check(sandbox: Sandbox, hostile: Hostile) -> None:
-    outcome = await sandbox.run(hostile.program, "given", SMALL)
+    outcome = await sandbox.run(hostile.program, "given", hostile.limits)
     assert "got out" not in outcome.stdout, outcome
     ends = (*hostile.ends, "error") if sandbox.name == "sandbox-exec" else hostile.ends  # where nothing forks
     assert outcome.status in ends, outcome
@@ -196,7 +196,7 @@ for folder in ('.', os.environ['HOME'], '/tmp', '/dev/shm', '/var/tmp', *glob.gl
             if 'program.py' != name: print(root, name, open(os.path.join(root, name)).read())
 """
     wrote, read = await asyncio.gather(
-        sandbox.run(writer, limits=Limits(seconds=2)), sandbox.run(reader, limits=Limits(seconds=2))
+        sandbox.run(writer, limits=Limits(seconds=1)), sandbox.run(reader, limits=Limits(seconds=10))
     )
     assert (wrote.status, wrote.stdout) == ("timeout", "written\n")
     assert (read.status, read.stdout) == ("ok", "")
