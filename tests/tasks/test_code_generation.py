@@ -118,8 +118,9 @@ def test_a_batch_has_groups_of_one_specification_each_and_depends_on_the_seed():
     assert requests == batch(1) != batch(2)
     assert len({request.group for request in requests}) == 2
     for group in (requests[:8], requests[8:]):
-        assert len({(request.group, request.artifact.returns) for request in group}) == 1
-        assert len(group[0].artifact.calls) == len(group[0].artifact.wanted) == 3
+        assert len({(request.group, Specification(*request.artifact).returns) for request in group}) == 1
+        specification = Specification(*group[0].artifact)
+        assert len(specification.calls) == len(specification.wanted) == 3
 
 
 @pytest.mark.parametrize("said", [*NUMBERS, *LISTS])
