@@ -25,8 +25,15 @@ from selfplay_ray.scheduling.coordinator_state import (
 from selfplay_ray.training.loop import simple_training_loop
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
-SMALLER: dict[str, dict[str, object]] = {}
-"""Flags of tasks whose own would take long."""
+SMALLER: dict[str, dict[str, object]] = {
+    "negotiation": {"batch_size": 4},
+    "proposer_solver": {"batch_size": 2},
+    "refine_loop": {"batch_size": 8},
+    "reverse_word": {"batch_size": 8},
+    "self_distillation": {"batch_size": 8},
+    "tournament": {"batch_size": 2},
+}
+"""What tasks take less time with."""
 
 EXTRAS = {"verifiers": "verifiers.v1"}
 """What tasks need that isn't among what the tests need."""
