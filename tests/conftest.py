@@ -32,6 +32,7 @@ STARTS_CLUSTERS = ("actors", "jobs", "test_readme.py", "test_cluster_yaml.py")
 """Where tests start Ray, which takes all cores for a while: they run one after the other, whatever runs beside them."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start clusters are one group, if the tests run in several processes."""
     for item in items:
