@@ -10,7 +10,7 @@ PYTHON ?= python3
 # What the demo trains, and how: everything else has its default (selfplay train proposer_solver --help).
 DEMO_TASK ?= proposer_solver
 DEMO_FLAGS ?= --num-steps 20
-PYTEST_FLAGS ?= --numprocesses 2 --dist loadgroup
+PYTEST_FLAGS ?= --numprocesses 2
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venvs/$(VERSION)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import selfplay_ray  # noqa: F401 - puts OpenBLAS in front of MLX, whichever test file imports that first
 
@@ -28,16 +30,19 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-STARTS_CLUSTERS = ("actors", "jobs", "test_readme.py", "test_cluster_yaml.py")
+STARTS_CLUSTERS = ("tests/actors/", "tests/jobs/", "tests/test_readme.py", "tests/test_cluster_yaml.py")
 """Where tests start Ray, which takes all cores for a while: they run one after the other, whatever runs beside them."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start clusters are one group, if the tests run in several processes."""
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in STARTS_CLUSTERS:
-            item.add_marker(pytest.mark.xdist_group("clusters"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Run in several processes, tests that start clusters stay in one."""
+
+    class ClustersTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "clusters" if nodeid.startswith(STARTS_CLUSTERS) else nodeid
+
+    return ClustersTogether(config, log)
 
 
 @pytest.fixture(scope="session")
