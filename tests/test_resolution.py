@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 NO_SOLUTION = 1  # uv's exit code; 2 is any other failure
 MAC = "aarch64-apple-darwin"
 # uv's plain names for Linux assume an older C library than mlx is built for.
+SOURCES = ("--no-binary", "cellpylib")  # reasoning-gym's, of which there is no wheel; it is Python alone
 LINUX = ("x86_64-manylinux_2_35", "aarch64-manylinux_2_35")
 
 
@@ -28,7 +29,7 @@ def resolve(platform: str, python: str) -> set[str]:
         **({"UV_DEFAULT_INDEX": index} if index else {}),
     }
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
-    target = ["--python-platform", platform, "--python-version", python, "--only-binary", ":all:"]
+    target = ["--python-platform", platform, "--python-version", python, "--only-binary", ":all:", *SOURCES]
     done = subprocess.run(
         [*command, *target, "--all-extras", "pyproject.toml"],
         cwd=ROOT,

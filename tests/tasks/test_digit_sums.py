@@ -57,6 +57,6 @@ def test_answers_to_a_sum_are_a_group_and_sums_come_from_the_seed():
     assert first == batch(0)
     assert first != batch(1)
     groups = [first[start : start + 8] for start in range(0, 64, 8)]
-    assert [len({(r.group, r.artifact) for r in group}) for group in groups] == [1] * 8
+    assert [len({(r.group, tuple(r.artifact)) for r in group}) for group in groups] == [1] * 8
     assert len({request.group for request in first}) == 8
     assert all(0 <= number <= 9 for request in first for number in request.artifact)
