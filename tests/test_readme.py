@@ -58,7 +58,7 @@ def test_the_first_example_is_fifty_lines_that_train(tmp_path: Path, tiny: Path)
 
 
 def test_the_example_without_ray_trains(tmp_path: Path, tiny: Path):
-    """As a notebook would run it, with top-level await; on a tiny model, which earns nothing, instead of the real one."""
+    """As a notebook would run it, with top-level await; on a tiny model that earns nothing."""
     script = block("simple_training_loop").replace("smollm2-135m", str(tiny))
     script = script.replace("num_steps=2", "num_steps=2, min_trainable=0")
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
