@@ -38,12 +38,19 @@ def trained(tiny, **settings) -> Trainer:
 
 
 def gradient(trainer: Trainer, records, forward: Forward):
+    """The plan, the gradients, and the least peak of a few: when MLX's thread comes to free what it no longer needs
+    depends on what else runs."""
     plan = plan_step(records, 10_000, 50, shared=forward.shared)
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    step = step_gradient(trainer.model, plan.batches, StepLoss(trainer.objective), forward)
-    return plan, {n: np.array(g) for n, g in step.gradients.items()}, mx.get_peak_memory() - before
+    peaks = []
+    for _ in range(3):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        step = step_gradient(trainer.model, plan.batches, StepLoss(trainer.objective), forward)
+        gradients = {n: np.array(g) for n, g in step.gradients.items()}
+        peaks.append(mx.get_peak_memory() - before)
+        del step
+    return plan, gradients, min(peaks)
 
 
 @pytest.mark.parametrize("forward", [TreeForward(), PlainForward()])
@@ -61,7 +68,7 @@ def test_the_same_gradient_of_less_memory(tiny, record, forward, monkeypatch):
     for name, value in kept.items():
         np.testing.assert_array_equal(again[name], value)
         assert value.any()
-    assert again_memory < 0.9 * kept_memory  # 0.85 where nothing else runs
+    assert again_memory < 0.85 * kept_memory
 
 
 def test_parameters_keep_their_names_and_other_models_their_layers(tiny):
