@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
+from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.sandbox import Sandbox, call_function
-from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 RETURNS = 0.2  # the weight of returning anything, beside 1 for returning what is right
 NUMBERS: Mapping[str, Callable[[int, int], object]] = {
@@ -90,14 +91,9 @@ class WriteFunctionEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Sequence[Any], state: EpisodeState) -> EpisodeState:
         specification = Specification(*artifact)
-        shown = [
-            Message(role=role, content=text)
-            for signature, said, body in EXAMPLES
-            for role, text in (
-                ("user", request(signature, said)),
-                ("assistant", f"def {signature}:\n    {body}"),
-            )
-        ]
+        shown = as_turns(
+            (request(signature, said), f"def {signature}:\n    {body}") for signature, said, body in EXAMPLES
+        )
         asked = request(specification.signature, specification.returns)
         reply = await self.call_model(
             "Generator", arena.role("Generator").build_messages(asked, shown), arena

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
+from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState, SingleTurnEpisode
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 QUESTION = re.compile(r"[^\d]*?(\d{1,3}) ?([-+*]) ?(\d{1,3})(?!\d)[^\d]*")
@@ -84,7 +85,7 @@ class ProposeEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Sequence[str], state: EpisodeState) -> EpisodeState:
         shown, answered, asked = artifact
-        example = [Message(role="user", content=REQUEST + shown), Message(role="assistant", content=answered)]
+        example = as_turns([(REQUEST + shown, answered)])
         messages = arena.role("Proposer").build_messages(REQUEST + asked, example)
         question = Question.parse((await self.call_model("Proposer", messages, arena)).text)
         state.data["question"] = question

@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 from selfplay_ray.arena import Arena
+from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 REQUEST = "Spell backwards: "
@@ -42,11 +43,7 @@ class ReverseWordEpisode(Episode):
     rubric = Rubric([reversal_reward])
 
     async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
-        examples = [
-            Message(role=role, content=text)
-            for word in EXAMPLES
-            for role, text in (("user", REQUEST + spelled(word)), ("assistant", spelled(word[::-1])))
-        ]
+        examples = as_turns((REQUEST + spelled(word), spelled(word[::-1])) for word in EXAMPLES)
         messages = arena.role("Speller").build_messages(REQUEST + spelled(artifact), examples)
         await self.call_model("Speller", messages, arena)
         return state
