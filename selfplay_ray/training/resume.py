@@ -30,9 +30,8 @@ def resume(config: RunConfig, folder: Path) -> tuple[RunLog, list[StepMetrics]]:
     log = RunLog.create(folder.parent, folder.name, "", resume=True)
     _check_settings(config, log)
     if log.replay_path.exists():
-        ReplayBuffer(
-            log.replay_path, requeue=False
-        ).close()  # nobody else is at it, while nothing has changed
+        # Refused while another process is at it, before anything is changed.
+        ReplayBuffer(log.replay_path, requeue=False).close()
     newest = load_newest(log.checkpoints_dir, read_checkpoint)
     if newest is None:
         return log, log.go_back(None)
