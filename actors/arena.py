@@ -80,8 +80,9 @@ class ArenaActor:
         )
 
     async def extend(self, version: int, batches: int) -> None:
-        """The step that policy ``version`` takes needs so many batches beside its own."""
-        self._pump(lambda: self._coordinator.extend(version, batches))
+        """The step that policy ``version`` takes needs so many batches beside its own; may be said before ``start``."""
+        self._coordinator.extend(version, batches)
+        self._pump()
 
     async def evaluate(self) -> None:
         """Begin an evaluation of the policy as it is; ``evaluation`` has its numbers in the end."""

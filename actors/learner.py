@@ -54,10 +54,13 @@ class Learner:
         self._trainer = Trainer(resolve_model(config.model_path), settings)
         kept = load_newest(self._log.checkpoints_dir, self._trainer.load) or {}
         self._roots: int = kept.get("roots", 0)  # that were trained on
-        self._extra: int = kept.get("extra_batches", 0)  # played because there was too little to train on
+        # version -> batches that were played beside its own, because there was too little to train on
+        self._extra = {int(version): batches for version, batches in kept.get("extra_batches", {}).items()}
         self._generated = Meter()
         self._begins = self._trainer.version == 0
         ray.get(peers.queue.rewind.remote(self._trainer.version))
+        for version, batches in self._extra.items():  # the journal knows those alone that a group came after
+            ray.get(peers.arena.extend.remote(version, batches))
         ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
 
     def step(self) -> StepMetrics | None:
@@ -70,11 +73,11 @@ class Learner:
         if self._begins and self._config.eval_every:
             self._begins = False
             return self._evaluated(before_training(time.time()))
-        started, extra = time.monotonic(), self._extra
+        started, extra_before = time.monotonic(), sum(self._extra.values())
         lease = self._next_lease()
         if lease is None:
             return None
-        waited, extra = time.monotonic() - started, self._extra - extra
+        waited, extra = time.monotonic() - started, sum(self._extra.values()) - extra_before
         self._roots += sum(group.roots for group in lease.groups)
         records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
         trained = self._trainer.train_step(records)
@@ -112,7 +115,8 @@ class Learner:
                     f"step {version + 1}: {why_nothing(lease.groups, records, stale)}. Grade the reward more finely, "
                     "or let more be played for a step (max_extra_batches)"
                 )
-            extra, self._extra = extra + 1, self._extra + 1
+            extra += 1
+            self._extra[version] = extra
             ray.get(self._peers.queue.release.remote(lease.id))  # it comes again, with the next one
             ray.get(self._peers.arena.extend.remote(version, extra))
         return None
@@ -123,14 +127,13 @@ class Learner:
         Groups are leased whole. What a step leases beyond its batch the next one asks less, so that a run of
         groups of any size takes as many steps as it plays batches.
         """
-        wanted = (self._trainer.version + 1 + self._extra) * self._config.batch_size - self._roots
+        batches = self._trainer.version + 1 + sum(self._extra.values())
+        wanted = batches * self._config.batch_size - self._roots
         while True:
             status: ArenaStatus = ray.get(self._peers.arena.status.remote())
-            lease: Lease | None = ray.get(self._peers.queue.lease.remote(wanted))
-            if lease is None and status.done:  # asked before the lease, so nothing came in between
-                leftover: Lease | None = ray.get(self._peers.queue.lease.remote(1))
-                return leftover
-            if lease is not None:
+            # What was put before the arena was done is there; so its status is asked for first.
+            lease: Lease | None = ray.get(self._peers.queue.lease.remote(wanted, or_fewer=status.done))
+            if lease is not None or status.done:
                 return lease
             time.sleep(POLL_SECONDS)
 

@@ -26,8 +26,8 @@ class ReplayQueue:
     def state(self) -> bytes | None:
         return self._buffer.state()
 
-    def lease(self, roots: int) -> Lease | None:
-        return self._buffer.lease(roots)
+    def lease(self, roots: int, *, or_fewer: bool = False) -> Lease | None:
+        return self._buffer.lease(roots, or_fewer=or_fewer)
 
     def ack(self, lease_id: str, version: int) -> None:
         self._buffer.ack(lease_id, version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 import ray
@@ -23,6 +23,8 @@ from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.metrics import MetricLogger, StepMetrics
 from selfplay_ray.runlog.wandb_logger import wandb_logger
 from selfplay_ray.training.resume import resume
+
+logger = logging.getLogger(__name__)
 
 STATUS_SECONDS = 0.5
 
@@ -54,7 +56,6 @@ def train(
             log = RunLog.create(config.output_dir, config.name, task)
         else:
             log, history = resume(config, config.resume)
-    log.write_config(config)
     try:
         _run(arena, config, spec, log, history, live)
     finally:
@@ -86,12 +87,29 @@ def _run(
         interrupts.check()
         display.note("starting the actors and loading the model")
         cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
+        if config.resume is not None:
+            log.go_back(history)
+        log.write_config(config)  # not before: a run that can't be resumed like this stays as it was
         display.note("playing the first batch" if not history else f"going on after step {history[-1].step}")
+        first = history[-1].step + 1 if history else 1
         for metrics in _steps(cluster, config, interrupts):
             history.append(metrics)
             for logger in loggers:
                 logger.log_step(metrics)
+            if metrics.step == first and config.best_metric:
+                _check_best_metric(config.best_metric, history)
         cluster.finish()
+
+
+def _check_best_metric(name: str, history: Sequence[StepMetrics]) -> None:
+    """Tell a person who has mistyped it now, rather than when the best checkpoint isn't there."""
+    known = {known for metrics in history for known in metrics.flat()}
+    if name not in known:
+        logger.warning(
+            "no step has a metric named %s, so that none is kept as the best; there are: %s",
+            name,
+            ", ".join(sorted(known)),
+        )
 
 
 def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts) -> Iterator[StepMetrics]:

@@ -26,6 +26,7 @@ from selfplay_ray.jobs.evaluation_policies import (
     BASE,
     Engines,
     Policy,
+    check_model,
     choose_policies,
     start_engines,
 )
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     job = training_job(options.task)
     policies = choose_policies(options.run, options.version, options.adapter, options.against)
     config = _config(job.make_arena, options)
+    if options.model_path is None:
+        check_model(policies, config.model_path)
     arena: Arena = job.make_arena(config)
     arena.configure(config)
     with _at_work(), start_engines(config, policies) as engines:

@@ -27,13 +27,14 @@ BASE = "base"
 class Policy:
     """The base model, or an adapter on it of ``rank`` (0: all weights in its place), and ``version`` in its run.
 
-    ``name`` is for people.
+    ``name`` is for people; ``model`` is what the adapter's run called its model, None where that isn't known.
     """
 
     name: str
     path: Path | None = None
     version: int = 0
     rank: int = 0
+    model: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -49,10 +50,10 @@ class Policy:
         """
         if (source / CONFIG_FILE).is_file():
             return cls(source.resolve().name, source, rank=read_peft(source)[1].r)
-        path = find_adapter(source, version).path
-        saved = load_adapter(path)
+        found = find_adapter(source, version)
+        path, saved = found.path, load_adapter(found.path)
         name = path.parent.name if path.parent.parent.name == "checkpoints" else path.stem
-        return cls(name, path, saved.version, saved.settings.rank)
+        return cls(name, path, saved.version, saved.settings.rank, found.model)
 
     @property
     def adapter(self) -> str | None:
@@ -78,6 +79,21 @@ def choose_policies(
     if second.name == first.name:
         second = replace(second, name=f"{second.name}-2")
     return [first, second]
+
+
+def check_model(policies: Sequence[Policy], model: str) -> None:
+    """Whether ``policies`` belong to ``model``, as far as that is known: another's adapter of the same shape would be
+    played as if nothing was wrong.
+
+    Raises:
+        ConfigError: one doesn't.
+    """
+    for policy in policies:
+        if policy.model not in (None, model):
+            raise ConfigError(
+                f"{policy.path} was trained on {policy.model}, and the evaluation plays {model}; compare adapters "
+                "of one model, or say with --model-path that it is the same"
+            )
 
 
 @dataclass(frozen=True, slots=True)

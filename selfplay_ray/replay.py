@@ -162,10 +162,11 @@ class ReplayBuffer:
             row = self._db.execute("SELECT content FROM state").fetchone()
         return None if row is None else bytes(row[0])
 
-    def lease(self, roots: int) -> Lease | None:
-        """The oldest available groups that together hold at least ``roots`` root episodes.
+    def lease(self, roots: int, *, or_fewer: bool = False) -> Lease | None:
+        """The oldest available groups that together hold at least ``roots`` root episodes; or, with ``or_fewer``, all
+        there are.
 
-        None, and nothing leased, while there are not enough.
+        None, and nothing leased, while there are not enough; with ``or_fewer``, where there is none.
 
         Raises:
             ReplayError: ``roots`` is less than 1, or a group can't be decoded.
@@ -174,7 +175,7 @@ class ReplayBuffer:
             raise ReplayError(f"asked to lease {roots} root episodes; ask for 1 or more")
         now = self._clock()
         with self._transaction():
-            arrivals = self._oldest(roots, now)
+            arrivals = self._oldest(roots, now, or_fewer)
             if not arrivals:
                 return None
             groups = tuple(self._payload(arrival) for arrival in arrivals)
@@ -182,8 +183,9 @@ class ReplayBuffer:
             self._assign(lease.id, arrivals, now + self._lease_seconds)
             return lease
 
-    def _oldest(self, roots: int, now: float) -> list[int]:
-        """Arrival numbers of the oldest available groups with ``roots`` roots; [] if there are not enough."""
+    def _oldest(self, roots: int, now: float, or_fewer: bool) -> list[int]:
+        """Arrival numbers of the oldest available groups with ``roots`` roots; if there are not enough, of all there
+        are with ``or_fewer``, or else []."""
         rows = self._db.execute(
             f"SELECT arrival, roots FROM groups WHERE {AVAILABLE} ORDER BY arrival",  # noqa: S608 -- a constant
             {"now": now},
@@ -195,7 +197,7 @@ class ReplayBuffer:
             total += count
             if total >= roots:
                 return arrivals
-        return []
+        return arrivals if or_fewer else []
 
     def _payload(self, arrival: int) -> RolloutGroup:
         row = self._db.execute("SELECT id, payload FROM groups WHERE arrival = ?", (arrival,)).fetchone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,9 +9,7 @@ from pathlib import Path
 
 from selfplay_ray.config_sources import read_toml
 from selfplay_ray.errors import AdapterError, ConfigError
-from selfplay_ray.runlog.folder import RunLog
-
-VERSION = re.compile(r"v(\d+)")
+from selfplay_ray.runlog.folder import VERSION, RunLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +52,10 @@ def find_adapter(source: Path, version: int | None = None) -> RunAdapter:
 
 def _files(log: RunLog) -> dict[int, Path]:
     """Where each version is. Where all weights are trained only checkpoints hold them."""
-    kept = {path.stem: path for path in log.adapters_dir.glob("v*.safetensors")}
-    kept = kept or {path.parent.name: path for path in log.checkpoints_dir.glob("v*/adapter.safetensors")}
-    return {int(name[1]): path for stem, path in kept.items() if (name := VERSION.fullmatch(stem))}
+    whole = log.checkpoints_dir.glob("v*/adapter.safetensors")
+    return log.adapters() or {
+        int(name[1]): path for path in whole if (name := VERSION.fullmatch(path.parent.name))
+    }
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -97,6 +97,21 @@ def test_oldest_first_until_the_roots_suffice(buffer: ReplayBuffer) -> None:
     assert ids(leased(buffer, 4)) == ["c"]
 
 
+def test_at_the_end_all_there_is_is_leased_at_once(buffer: ReplayBuffer) -> None:
+    assert buffer.lease(9, or_fewer=True) is None
+    for name in "abc":
+        buffer.put(group(name, 2))
+    assert buffer.lease(9) is None
+    assert ids(leased_or_fewer(buffer, 3)) == ["a", "b"]
+    assert ids(leased_or_fewer(buffer, 9)) == ["c"]
+
+
+def leased_or_fewer(buffer: ReplayBuffer, roots: int) -> Lease:
+    lease = buffer.lease(roots, or_fewer=True)
+    assert lease is not None
+    return lease
+
+
 def test_a_group_put_again_is_refused_queued_leased_or_trained(buffer: ReplayBuffer) -> None:
     assert buffer.put(group("a"))
     assert not buffer.put(group("a"))

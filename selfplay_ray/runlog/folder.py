@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +20,9 @@ from selfplay_ray.runlog.json_lines import JsonLines, os_errors, read_json_lines
 from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.runlog.rollouts import encode_tree
 from selfplay_ray.types import GenerateResult
+
+VERSION = re.compile(r"v(\d+)")
+"""A policy's version, as the files and folders are named that belong to it."""
 
 
 class RunLog:
@@ -99,8 +102,13 @@ class RunLog:
         return self.folder / "published"
 
     def adapter_path(self, version: int) -> Path:
-        """Where policy ``version``'s adapter is kept: names sort by version."""
+        """Where policy ``version``'s adapter is kept."""
         return self.adapters_dir / f"v{version:06d}.safetensors"
+
+    def adapters(self) -> dict[int, Path]:
+        """Where each version's adapter is, of those there are, oldest first."""
+        files = self.adapters_dir.glob("v*.safetensors")
+        return dict(sorted((int(name[1]), file) for file in files if (name := VERSION.fullmatch(file.stem))))
 
     def write_config(self, config: BaseModel) -> None:
         """Keep the resolved configuration; what is None, which TOML can't say, is left out.
@@ -114,21 +122,33 @@ class RunLog:
             part.write_text(text, encoding="utf-8")
             part.replace(self.config_path)
 
-    def go_back(self, step: StepMetrics | None) -> list[StepMetrics]:
-        """The run goes on after ``step``, or from its beginning: forget the later ones, which it will take again.
-
-        Returns the steps it has taken. ``step`` is the last of them even if nobody had come to log it.
+    def history(self, step: StepMetrics | None) -> list[StepMetrics]:
+        """The steps that led to ``step``, which is the last of them even if nobody had come to log it; none for None.
 
         Raises:
-            RunLogError: the file can't be read or written; the one before it is untouched.
+            RunLogError: the file can't be read.
         """
+        if step is None:
+            return []
         logged = read_metrics(self.metrics_path) if self.metrics_path.exists() else []
-        history = [] if step is None else [one for one in logged if one.step < step.step] + [step]
+        return [one for one in logged if one.step < step.step] + [step]
+
+    def go_back(self, history: Sequence[StepMetrics]) -> None:
+        """The run goes on after ``history``: forget the later steps and their adapters. It will take them again, and
+        if it takes fewer, those of its last step are the last.
+
+        Raises:
+            RunLogError: a file can't be written or removed; the metrics are as they were, or gone back.
+        """
         part = self.metrics_path.with_suffix(".part")
         with os_errors(self.metrics_path):
             part.write_bytes(b"".join(msgspec.json.encode(one.flat()) + b"\n" for one in history))
             part.replace(self.metrics_path)
-        return history
+        last = history[-1].version if history else 0
+        with os_errors(self.adapters_dir):
+            for version, adapter in self.adapters().items():
+                if version > last:
+                    adapter.unlink()
 
     def log_step(self, metrics: StepMetrics) -> None:
         """Append one line to ``metrics.jsonl``.

@@ -48,8 +48,12 @@ class WandbLogger:
                 "or set WANDB_MODE=offline"
             ) from error
 
+        # Not its own count of what was logged: a run that goes on from a checkpoint takes some steps again, and what
+        # is logged for a step it has counted past is dropped.
+        self._run.define_metric("*", step_metric="step")
+
     def log_step(self, metrics: StepMetrics) -> None:
-        self._run.log(metrics.flat(), step=metrics.step, commit=True)
+        self._run.log(metrics.flat())
 
     def close(self) -> None:
         self._run.finish()

@@ -188,7 +188,9 @@ class Coordinator:
                 f"{type(self.arena).__name__} knows none; go on with the task it began with"
             )
         self.arena.load_state_dict(state.arena)
-        self._admitted, self._batches, self._extra = state.admitted, state.batches, dict(state.extra)
+        self._admitted, self._batches = state.admitted, state.batches
+        for version, batches in state.extra.items():
+            self.extend(version, batches)
         self.budget.finished, self.budget.failed = state.finished, state.failed
         self._finished, self._failed = state.finished, state.failed
         for kept in pending_groups:

@@ -18,7 +18,9 @@ FIXED = ("model_path", "lora_rank", "lora_scale", "lora_layers", "adapter", "see
 
 
 def resume(config: RunConfig, folder: Path) -> tuple[RunLog, list[StepMetrics]]:
-    """The log of the run in ``folder`` as its newest sound checkpoint left it, and the steps up to there.
+    """The log of the run in ``folder``, and the steps up to its newest sound checkpoint.
+
+    Nothing there has changed yet: once all stands that it needs to go on, ``RunLog.go_back`` takes those steps.
 
     Raises:
         ConfigError: there is no run, it has taken all its steps, its journal is gone, or a setting isn't what it began
@@ -34,14 +36,14 @@ def resume(config: RunConfig, folder: Path) -> tuple[RunLog, list[StepMetrics]]:
         ReplayBuffer(log.replay_path, requeue=False).close()
     newest = load_newest(log.checkpoints_dir, read_checkpoint)
     if newest is None:
-        return log, log.go_back(None)
+        return log, log.history(None)
     if not log.replay_path.exists():
         raise ConfigError(f"{log.replay_path} is gone, without which {folder} can't go on where it was")
     step = StepMetrics.from_flat(newest.extra[METRICS])
     if step.step >= config.num_steps:
         _log_if_missing(log, step)
         raise ConfigError(f"{folder} has taken its {step.step} steps; to go on, give a num_steps above that")
-    return log, log.go_back(step)
+    return log, log.history(step)
 
 
 def _log_if_missing(log: RunLog, step: StepMetrics) -> None:

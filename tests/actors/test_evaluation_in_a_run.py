@@ -30,7 +30,7 @@ def trees(folder: Path, *, evaluation: bool) -> list[TreeRow]:
 def test_a_run_with_evaluations_trains_as_one_without(short_run: Config, capsys: pytest.CaptureFixture[str]):
     config = short_run(num_steps=3, max_staleness=0, eval_every=2, eval_episodes=4, name="evaluated")
     history = train(games.SpeakArena(artifacts=[1]), config)
-    plain = config.model_copy(update={"name": "plain", "eval_every": 0})
+    plain = config.model_copy(update={"name": "plain", "eval_every": 0, "best_metric": "reward/Speeker"})
     train(games.SpeakArena(artifacts=[1]), plain)
     folder, other = config.output_dir / "evaluated", config.output_dir / "plain"
     check_numbers(folder, history)
@@ -39,6 +39,7 @@ def test_a_run_with_evaluations_trains_as_one_without(short_run: Config, capsys:
     shown = capsys.readouterr().out
     assert "step 0/3  eval Speaker 0." in shown
     assert "evaluation                step 0                step 3" in shown
+    assert shown.count("warning: no step has a metric named reward/Speeker") == 1
 
 
 def check_numbers(folder: Path, history: list[StepMetrics]) -> None:

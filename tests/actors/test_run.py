@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import games
@@ -24,6 +26,7 @@ from selfplay_ray.replay import ReplayBuffer
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.runlog.metrics import StepMetrics
 from selfplay_ray.runlog.rollouts import RolloutRow, TreeRow, read_rollouts
+from selfplay_ray.scheduling.coordinator_state import decode_state, encode_state
 from selfplay_ray.tasks.proposer_solver import ProposerSolverArena
 from selfplay_ray.training.checkpoint_folder import checkpoint_path, checkpoint_versions
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
@@ -186,6 +189,24 @@ def test_a_step_waits_for_something_to_train_on(short_run: Config):
     assert sorted(tree.tree.id for tree in rollouts(config)) == [
         f"b{b:06d}.{i}" for b in range(6) for i in range(3)
     ]
+
+
+def test_a_run_that_goes_on_knows_what_its_steps_were_given_though_no_group_came_after(short_run: Config):
+    """As where it was killed with every batch of the step in the journal, before the arena put another group."""
+    task = games.SpeakArena(NowAndThen())
+    settings = {"batch_size": 3, "max_staleness": 1, "min_trainable": 1, "max_extra_batches": 2}
+    config = short_run(num_steps=1, **settings)
+    train(task, config)
+    folder = config.output_dir / config.name
+    database = sqlite3.connect(folder / "replay.sqlite")
+    (content,) = database.execute("SELECT content FROM state").fetchone()
+    forgotten = encode_state(replace(decode_state(content)[0], extra={}))
+    with database:
+        database.execute("UPDATE state SET content = ?", (forgotten,))
+    database.close()
+    history = train(task, short_run(num_steps=2, resume=folder, **settings))
+    assert [metrics.values["train/extra_batches"] for metrics in history] == [2, 2]
+    assert [metrics.finished for metrics in history] == [9, 9]
 
 
 def test_where_nothing_can_be_trained_on_the_run_says_why(short_run: Config):

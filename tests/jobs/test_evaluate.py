@@ -7,6 +7,7 @@ import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything import
 # isort: split
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ def test_as_json_and_the_same_at_every_call(run: RunLog, capsys):
     mean = sheet["policies"]["base"]["rewards"]["Proposer"]["mean"]
     assert mean <= sheet["policies"]["base"]["rewards"]["Proposer"]["high"]
     assert sheet["difference"]["rewards"]["Proposer"]["clusters"] == 2
+
+
+def test_an_adapter_of_another_model_is_not_played_as_if_it_were_ones_own(run: RunLog, tiny: Path, capsys):
+    other = RunLog.create(run.folder.parent, "other", "task")
+    other.write_config(ProposerSolverConfig(model_path="org/another"))
+    other.adapters_dir.mkdir()
+    shutil.copy(run.adapter_path(2), other.adapter_path(1))
+    against = ["--run", run.folder, "--against", other.folder, "--greedy"]
+    line = refused(capsys, "proposer_solver", *against)
+    assert f"v000001.safetensors was trained on org/another, and the evaluation plays {tiny}" in line
+    assert said(capsys, *against, "--model-path", tiny).splitlines()[0].split()[2] == "v000001"
 
 
 def test_another_seed_asks_other_questions(run: RunLog, capsys):

@@ -55,12 +55,13 @@ from selfplay_ray.runlog.wandb_logger import wandb_logger
 run = RunLog.create(Path("runs"), "kuhn", "poker")
 logger = wandb_logger(RunConfig(wandb_project="selfplay", seed=7), run)
 group = RolloutGroup("g", 1, (), {"Solver": RoleStats(2, 0.25, 0.5)}, {})
-logger.log_step(step_metrics(
-    step=1, version=1, time=0.0, groups=[group], records=[], dropped_stale=0, train={"loss": 0.5},
-    tokens_per_second=1.0, learner_wait_seconds=0.0, engine_wait_seconds=0.0))
+for step, loss in [(1, 0.75), (2, 0.7), (1, 0.5)]:  # it has gone back
+    logger.log_step(step_metrics(
+        step=step, version=1, time=0.0, groups=[group], records=[], dropped_stale=0, train={"loss": loss},
+        tokens_per_second=1.0, learner_wait_seconds=0.0, engine_wait_seconds=0.0))
 summary = dict(wandb.run.summary)
 print(json.dumps([wandb.run.name, wandb.run.project, wandb.run.config["seed"], summary["reward/Solver"],
-                  summary["train/loss"], summary["_step"]]))
+                  summary["train/loss"], summary["step"]]))
 logger.close()
 """
     printed = run_python(program, tmp_path, WANDB_MODE="offline")

@@ -322,6 +322,18 @@ def test_what_a_later_version_was_given_waits_for_it():
     assert len(admitted(coordinator)) == 2 + 2 * 2
 
 
+def test_what_a_step_was_given_is_not_forgotten_by_an_older_journal():
+    first = coordinator_of(num_steps=1)
+    for assignment in admitted(first):
+        first.handle("w", played(assignment))
+    (credited,) = first.take_groups()
+    resumed = coordinator_of(num_steps=1)
+    resumed.extend(0, 1)  # the learner knows of it
+    resumed.restore(credited.state)
+    assert not resumed.done
+    assert len(admitted(resumed)) == 2
+
+
 def test_an_episode_that_is_played_again_is_counted_once():
     coordinator = coordinator_of(plain_groups)
     first, second = admitted(coordinator)

@@ -56,15 +56,22 @@ def test_the_steps_after_the_checkpoint_are_forgotten_and_its_own_is_never_missi
     log, tiny, checkpoint, left
 ):
     save_checkpoint(log, tiny, checkpoint)
+    log.adapters_dir.mkdir()
+    for version in (1, 2, 3):
+        log.adapter_path(version).touch()
     resumed, history = resume(RunConfig(num_steps=5), log.folder)
     assert [one.step for one in history] == left
-    assert read_metrics(resumed.metrics_path) == history
     assert history[-1] == metrics(checkpoint)
+    assert [one.step for one in read_metrics(log.metrics_path)] == [1, 2, 3]  # until it does go on
+    resumed.go_back(history)
+    assert read_metrics(resumed.metrics_path) == history
+    assert list(resumed.adapters()) == [version for version in left if version < 4]
 
 
 def test_without_a_checkpoint_it_begins_again(log):
-    _, history = resume(RunConfig(num_steps=5), log.folder)
+    resumed, history = resume(RunConfig(num_steps=5), log.folder)
     assert history == []
+    resumed.go_back(history)
     assert read_metrics(log.metrics_path) == []
 
 
