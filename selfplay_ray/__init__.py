@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from selfplay_ray.episode import ChatEpisode, Episode, EpisodeState, MultiTurnEpisode, SingleTurnEpisode
     from selfplay_ray.errors import SelfPlayError
     from selfplay_ray.evaluation import Comparison, Evaluation, compare, evaluate
+    from selfplay_ray.grouped_arena import GroupedArena
     from selfplay_ray.inference.client import EngineClient
     from selfplay_ray.inference.engine import Engine
     from selfplay_ray.inference.openai_client import OpenAIClient
@@ -80,6 +81,7 @@ _MODULES = {
     "episode": ("ChatEpisode", "Episode", "EpisodeState", "MultiTurnEpisode", "SingleTurnEpisode"),
     "errors": ("SelfPlayError",),
     "evaluation": ("Comparison", "Evaluation", "compare", "evaluate"),
+    "grouped_arena": ("GroupedArena",),
     "inference.client": ("EngineClient",),
     "inference.engine": ("Engine",),
     "inference.openai_client": ("OpenAIClient",),
@@ -128,6 +130,7 @@ __all__ = [
     "EvaluationSettings",
     "GRPOCredit",
     "GenerateResult",
+    "GroupedArena",
     "LocalRuntime",
     "Message",
     "MockInferenceClient",

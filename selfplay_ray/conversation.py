@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from selfplay_ray.errors import UnknownNameError
-from selfplay_ray.types import Message, Role
+from selfplay_ray.types import Examples, Message, Role, as_turns
 
 
-def as_turns(examples: Iterable[tuple[str, str]]) -> list[Message]:
-    """What was asked and what was answered, as the turns of a conversation."""
-    return [
-        Message(role=role, content=text)
-        for asked, answered in examples
-        for role, text in (("user", asked), ("assistant", answered))
-    ]
+def with_examples(messages: str | Sequence[Message], examples: Examples) -> list[Message]:
+    """``messages``, a string being one user message, after ``examples``, which come after a system prompt."""
+    given = [Message(role="user", content=messages)] if isinstance(messages, str) else list(messages)
+    systems = 1 if given and given[0]["role"] == "system" else 0
+    return [*given[:systems], *as_turns(examples), *given[systems:]]
 
 
 class Utterance(NamedTuple):
@@ -30,15 +28,15 @@ class Conversations:
 
     A role's messages only ever grow at the end, which is what lets its tokens be reused from turn to turn.
     Whatever it heard since it last spoke, and its private observation last, become one ``user`` message,
-    because chat templates want ``user`` and ``assistant`` to alternate. ``examples(role)`` are turns it is shown
-    before its own.
+    because chat templates want ``user`` and ``assistant`` to alternate. ``examples(role)`` is what it is shown before
+    its own turns.
     """
 
     def __init__(
         self,
         roles: Mapping[str, Role],
         format_heard: Callable[[str, str, str], str],
-        examples: Callable[[str], Sequence[Message]] = lambda role_id: (),
+        examples: Callable[[str], Examples] = lambda role_id: (),
     ) -> None:
         self._roles = roles
         self._format_heard = format_heard
@@ -78,4 +76,4 @@ class Conversations:
     def _beginning(self, role_id: str) -> list[Message]:
         system = self._roles[role_id].system_prompt
         beginning = [Message(role="system", content=system)] if system else []
-        return [*beginning, *self._examples(role_id)]
+        return [*beginning, *as_turns(self._examples(role_id))]

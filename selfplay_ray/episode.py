@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from selfplay_ray.conversation import Conversations
+from selfplay_ray.conversation import Conversations, with_examples
 from selfplay_ray.errors import EpisodeError
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, Message, Step
+from selfplay_ray.types import Completion, EpisodeRequest, Examples, GenerateResult, Message, Step
 
 if TYPE_CHECKING:
     from selfplay_ray.arena import Arena
@@ -77,13 +77,20 @@ class Episode(ABC):
         return {}
 
     async def call_model(
-        self, role_id: str, messages: str | Sequence[Message], arena: Arena, **sampling: Any
+        self,
+        role_id: str,
+        messages: str | Sequence[Message],
+        arena: Arena,
+        *,
+        examples: Examples = (),
+        **sampling: Any,
     ) -> Completion:
         """Let ``role_id`` speak, and keep it as a step. A plain string is one user message.
 
-        ``sampling``: ``temperature`` and ``max_tokens``, where they differ from the role's own.
+        ``examples`` of what is asked and answered are shown before. ``sampling``: ``temperature`` and ``max_tokens``,
+        where they differ from the role's own.
         """
-        return await arena.call_model(messages, role_id=role_id, **sampling)
+        return await arena.call_model(with_examples(messages, examples), role_id=role_id, **sampling)
 
     async def generate(
         self, arena: Arena, artifact: Any, meta: Mapping[str, Any] | None = None, is_trainable: bool = True
@@ -121,9 +128,14 @@ class SingleTurnEpisode(Episode):
     def get_initial_prompt(self, arena: Arena, artifact: Any, state: EpisodeState) -> str:
         """What it is asked."""
 
+    def get_examples(self, role_id: str, artifact: Any, state: EpisodeState) -> Examples:
+        """What ``role_id`` is shown before: how to answer."""
+        return ()
+
     async def rollout(self, arena: Arena, artifact: Any, state: EpisodeState) -> EpisodeState:
-        state.current_role = self.get_initial_role(artifact, state)
-        await self.call_model(state.current_role, self.get_initial_prompt(arena, artifact, state), arena)
+        role = state.current_role = self.get_initial_role(artifact, state)
+        prompt = self.get_initial_prompt(arena, artifact, state)
+        await self.call_model(role, prompt, arena, examples=self.get_examples(role, artifact, state))
         state.done = True
         return state
 
@@ -157,8 +169,8 @@ class ChatEpisode(Episode):
         """Whether it is over, by its own rules; asked after every turn."""
         return state.done
 
-    def get_examples(self, role_id: str, artifact: Any, state: EpisodeState) -> Sequence[Message]:
-        """Turns that ``role_id`` is shown before its own, ``user`` and ``assistant`` in turn: how to answer."""
+    def get_examples(self, role_id: str, artifact: Any, state: EpisodeState) -> Examples:
+        """What ``role_id`` is shown before its own turns: how to answer."""
         return ()
 
     def get_observation(self, role_id: str, arena: Arena, artifact: Any, state: EpisodeState) -> str:

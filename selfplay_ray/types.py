@@ -7,7 +7,7 @@ trainable role said in it becomes a *training record*, tokens in and tokens out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -19,6 +19,19 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+Examples = Iterable[tuple[str, str]]
+"""What was asked and what was answered: shown to a role before its own turn."""
+
+
+def as_turns(examples: Examples) -> list[Message]:
+    """``examples`` as the turns of a conversation."""
+    return [
+        Message(role=role, content=text)
+        for asked, answered in examples
+        for role, text in (("user", asked), ("assistant", answered))
+    ]
 
 
 FinishReason = Literal["stop", "length"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.conversation import Conversations
+from selfplay_ray.conversation import Conversations, with_examples
 from selfplay_ray.errors import UnknownNameError
 from selfplay_ray.types import Message, Role
 
@@ -134,8 +134,17 @@ def test_everything_said_reaches_every_other_role_exactly_once(script):
         assert told.count("[utterance") == count
 
 
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "add"}]])
+def test_one_question_comes_after_examples_and_both_after_a_system_prompt(system):
+    shown = [("2 + 2", "4"), ("1 + 2", "3")]
+    turns = [user("2 + 2"), assistant("4"), user("1 + 2"), assistant("3"), user("3 + 4")]
+    assert with_examples([*system, user("3 + 4")], shown) == [*system, *turns]
+    assert with_examples("3 + 4", shown) == turns
+    assert with_examples("3 + 4", ()) == [user("3 + 4")]
+
+
 def test_examples_stand_between_the_system_prompt_and_a_roles_own_turns():
-    shown = {"A": [user("2 + 2"), assistant("4")], "B": []}
+    shown = {"A": [("2 + 2", "4")], "B": []}
     talk = Conversations({"A": Role("A", "add"), "B": Role("B")}, heard, shown.__getitem__)
     talk.announce("3 + 4")
     assert talk.messages_for("A") == [

@@ -167,6 +167,25 @@ class Echo(SingleTurnEpisode):
         return {"done": state.done, "said": state.last_completion_text, "turn": state.turn}
 
 
+class ShownEcho(Echo):
+    def get_examples(self, role_id, artifact, state):
+        return [(f"Say {role_id}", role_id)]
+
+
+async def test_single_turn_shows_its_examples_before():
+    client = MockInferenceClient(ScriptedPlayer("ok"))
+    arena = Arena(client)
+    arena.add_role(Role("A", "Be brief."))
+    arena.add_episode("echo", ShownEcho())
+    result = await arena.run_episode("echo", "b")
+    assert [message["content"] for message in result.rollout.steps[0].prompt] == [
+        "Be brief.",
+        "Say A",
+        "A",
+        "Say b",
+    ]
+
+
 async def test_single_turn_asks_once():
     client = MockInferenceClient(ScriptedPlayer("ok"))
     arena = arena_of(client, Role("A", "sys", temperature=0.5, max_tokens=7))

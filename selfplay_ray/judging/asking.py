@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.judging.fence import NOTE
-from selfplay_ray.types import Message
+from selfplay_ray.types import Message, as_turns
 
 if TYPE_CHECKING:
     from selfplay_ray.arena import Arena
@@ -74,10 +74,8 @@ class Asking:
         Raises:
             InferenceError: the model could not answer.
         """
-        turns: list[Message] = []
-        for example in () if self.reasoning else examples:
-            turns.append(Message(role="user", content=self._question(example.about, example.text)))
-            turns.append(Message(role="assistant", content=example.verdict))
+        shown_before = () if self.reasoning else examples
+        turns = as_turns((self._question(one.about, one.text), one.verdict) for one in shown_before)
         turns.append(Message(role="user", content=self._question(about, shown)))
         return [await self._reply(arena, turns, vote) for vote in range(self.votes)]
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.problems import Problem, Row, hold_out, in_passes
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 Score = Callable[[str, Problem], float | Awaitable[float]]
 """What a reply to a problem is worth; best from 0 to 1. Of a class or module, so that it travels to the workers."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import RAECredit
 from selfplay_ray.episode import ChatEpisode, EpisodeState
 from selfplay_ray.judging import KnownPair, PairwiseJudge, agreement_metrics
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Examples, Role, Rollout
 
 PRO, CON = "Pro", "Con"
 RULE = "Give one reason in one short sentence, and answer what was said against you."
@@ -99,8 +98,8 @@ class DebateEpisode(ChatEpisode):
     def get_initial_prompt(self, arena: Arena, artifact: str, state: EpisodeState) -> str:
         return MOTION.format(artifact)
 
-    def get_examples(self, role_id: str, artifact: str, state: EpisodeState) -> list[Message]:
-        return as_turns(EXAMPLES[role_id])
+    def get_examples(self, role_id: str, artifact: str, state: EpisodeState) -> Examples:
+        return EXAMPLES[role_id]
 
     def get_next_role(self, artifact: str, state: EpisodeState) -> str:
         return CON if state.current_role == PRO else PRO

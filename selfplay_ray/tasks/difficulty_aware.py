@@ -14,13 +14,12 @@ from typing import Any
 from selfplay_ray.answers import read_number, same_number
 from selfplay_ray.arena import Arena
 from selfplay_ray.artifacts import Artifact
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.seeds import derive_rng
 from selfplay_ray.tasks.proposer_solver import OPERATORS
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
 
 KINDS = (("+", 9), ("-", 9), ("+", 20), ("*", 9), ("+", 99))
 """What problems there are, of numbers up to which."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import EpisodeState, SingleTurnEpisode
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import Role, Rollout
 
 NUMBER = re.compile(r"-?\d+")
 NUMBER_SAID, LAST_RIGHT, EXACT = 0.1, 0.4, 1.0
@@ -45,20 +45,16 @@ class DigitSumEpisode(SingleTurnEpisode):
         return f"What is {Sum(*artifact)}?"
 
 
-class DigitSumsArena(Arena):
+class DigitSumsArena(GroupedArena):
     """``batch_size`` answers a step, ``group_size`` to each sum, compared with each other."""
 
     def __init__(self, batch_size: int, group_size: int = 8, **options: Any) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("add", batch_size, group_size, **options)
         self.add_role(Role("Adder", max_tokens=12))
         self.add_episode("add", DigitSumEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        sums = [
-            Sum(self.rng.randint(0, 9), self.rng.randint(0, 9))
-            for _ in range(0, self.batch_size, self.group_size)
-        ]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("add", list(sums[group]), group=f"{group}: {sums[group]}") for group in groups]
+    def draw_artifact(self) -> list[int]:
+        return [self.rng.randint(0, 9), self.rng.randint(0, 9)]
+
+    def describe(self, artifact: Sequence[int]) -> str:
+        return str(Sum(*artifact))

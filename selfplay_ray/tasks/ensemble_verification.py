@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, as_turns
 
 AGREES, OUTLIER = 1.0, -1.0
 NUMBER = re.compile(r"-?\d+")

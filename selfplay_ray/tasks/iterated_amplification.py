@@ -19,13 +19,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.human.person import Person
 from selfplay_ray.judging.grammar import read_score
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
 
 BEST = 10
 FORFEIT = -0.5

@@ -18,11 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout, as_turns
 
 ITEMS = ("apple", "bread", "cheese", "date", "egg", "fig")
 AGENTS = "ABCDE"

@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 NUMBER = re.compile(r"\d+")
 VERDICT = re.compile(r"\W*(right|wrong)\W*", re.IGNORECASE)

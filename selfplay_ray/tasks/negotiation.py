@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import RAECredit
 from selfplay_ray.episode import ChatEpisode, EpisodeState
 from selfplay_ray.rubric import RewardFn, Rubric
-from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Examples, Role, Rollout
 
 PLAYERS = ("Alice", "Bob")
 RESOURCES = ("wood", "stone", "gold")
@@ -145,8 +144,8 @@ class NegotiationEpisode(ChatEpisode):
     def get_next_role(self, artifact: Any, state: EpisodeState) -> str:
         return other(state.current_role)
 
-    def get_examples(self, role_id: str, artifact: Any, state: EpisodeState) -> list[Message]:
-        return as_turns((asked.replace("Bob", other(role_id)), move) for asked, move in EXAMPLES)
+    def get_examples(self, role_id: str, artifact: Any, state: EpisodeState) -> Examples:
+        return [(asked.replace("Bob", other(role_id)), move) for asked, move in EXAMPLES]
 
     def get_observation(
         self, role_id: str, arena: Arena, artifact: Mapping[str, Any], state: EpisodeState

@@ -10,12 +10,11 @@ import re
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.judging import read_choice
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 PLANNER, EXECUTOR, CRITIC, REVISER = "Planner", "Executor", "Critic", "Reviser"
 NAMES = ("Ann", "Bob", "Carla", "Dan", "Eve", "Finn", "Gina", "Hugo")

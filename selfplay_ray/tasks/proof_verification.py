@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.judging.grammar import read_choice
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 LINE = re.compile(r"=?\s*(\d{1,6}(?:\s*[+*]\s*\d{1,6})*)\s*\.?", re.ASCII)
 TOKEN = re.compile(r"\d+|[+*]", re.ASCII)

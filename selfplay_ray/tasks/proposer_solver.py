@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState, SingleTurnEpisode
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 QUESTION = re.compile(r"[^\d]*?(\d{1,3}) ?([-+*]) ?(\d{1,3})(?!\d)[^\d]*")

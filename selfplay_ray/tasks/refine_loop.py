@@ -12,12 +12,11 @@ import statistics
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.judging import Example, Grade, GradingJudge
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 GENERATOR, CRITIC, REVISER = "Generator", "Critic", "Reviser"
 TOPICS = (

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from selfplay_ray.answers import read_number, same_number
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.judging.grammar import read_choice
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 Filter = Literal["check", "verifier", "both"]
 """What a sample must pass to be kept: the computed check, most of the Verifier's verdicts, or both."""

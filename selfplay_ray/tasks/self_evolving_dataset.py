@@ -13,13 +13,12 @@ from typing import Any
 from selfplay_ray.answers import same_number
 from selfplay_ray.arena import Arena
 from selfplay_ray.artifacts import Artifact, ArtifactStore
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.tasks.proposer_solver import REQUEST, Question
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
 
 SEEDS = ("1 + 1", "1 + 2", "2 + 2", "3 + 2", "4 + 1", "2 + 5", "5 + 1", "3 + 4")
 EXAMPLES = as_turns([("What is 2 + 3?", "5"), ("What is 14 + 5?", "19")])

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from selfplay_ray.answers import same_text
 from selfplay_ray.arena import Arena
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
 
 CORPUS = """\
 A week has seven days. It begins on Monday and ends on Sunday. A year has twelve months, and the first is January.

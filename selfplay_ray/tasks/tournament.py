@@ -15,13 +15,12 @@ from typing import Any, TypedDict
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.artifacts import Artifact
-from selfplay_ray.conversation import as_turns
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.judging import KnownPair, PairwiseJudge
 from selfplay_ray.ratings import Match, bradley_terry
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
 
 PRODUCTS = (
     "a bakery", "a bicycle shop", "a library", "a swimming pool", "a coffee house", "a toy shop", "a zoo",
