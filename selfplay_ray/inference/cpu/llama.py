@@ -61,8 +61,9 @@ class Positions:
     """Where the tokens of a forward pass stand.
 
     ``length`` positions are looked at; ``at`` [B, T] are the tokens' own; ``start`` is that of the first ones, if they
-    are the same in all rows. ``cosines`` and ``sines`` are [B or 1, 1, 1, T, width / 2]; ``bias`` [B or 1, 1, 1, T,
-    length] is 0 where a token may look and minus infinity elsewhere, None where all may look everywhere.
+    are the same in all rows. ``cosines`` and ``sines`` are [B or 1, 1, 1, T, 2, width / 2], for either half of a head;
+    ``bias`` [B or 1, 1, 1, T, length] is 0 where a token may look and minus infinity elsewhere, None where all may look
+    everywhere.
     """
 
     length: int
@@ -330,23 +331,20 @@ ROTATIONS = 1024
 
 
 def _rotations(rope: nn.Module, width: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines [ROTATIONS, width / 2] from position ``start``: where ``rope`` turns (1, 0) to."""
+    """What both halves are multiplied with, and what each other's are, [ROTATIONS, 2, width / 2] from position
+    ``start``: cosines, and sines, negative for the first half. They are where ``rope`` turns (1, 0) to."""
     half = width // 2
     one = mx.concatenate([mx.ones((1, 1, ROTATIONS, half)), mx.zeros((1, 1, ROTATIONS, half))], axis=-1)
-    turned = np.array(rope(one, offset=start))[0, 0]
-    return turned[:, :half], turned[:, half:]
+    cosine, sine = np.split(np.array(rope(one, offset=start))[0, 0], 2, axis=-1)
+    return np.stack([cosine, cosine], axis=1), np.stack([-sine, sine], axis=1)
 
 
 def _rotated(x: np.ndarray, positions: Positions) -> np.ndarray:
     """x [B, heads, n, T, width] turned to its positions (Su et al. 2021, arXiv:2104.09864, eq. 34)."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    turned = np.empty(x.shape, dtype=np.float32)
-    np.multiply(first, positions.cosines, out=turned[..., :half])
-    np.multiply(second, positions.cosines, out=turned[..., half:])
-    turned[..., :half] -= second * positions.sines
-    turned[..., half:] += first * positions.sines
-    return turned
+    halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
+    turned = halves * positions.cosines
+    turned += halves[..., ::-1, :] * positions.sines
+    return turned.reshape(x.shape)
 
 
 def _write(side: np.ndarray, new: np.ndarray, positions: Positions) -> None:
