@@ -49,6 +49,7 @@ class ArenaActor:
         for worker in self._peers.workers:
             self._coordinator.scheduler.add_worker(worker)
             self._in_background(self._watch(worker))
+        self._in_background(self._look_for_stragglers())
         self._pump()
 
     async def report(self, worker: str, report: Report) -> None:
@@ -142,6 +143,11 @@ class ArenaActor:
         self._log.write_results(credited.batch, credited.results)
         await self._peers.queue.put.remote(credited.group, credited.state)
         self._putting -= 1
+
+    async def _look_for_stragglers(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self._pump(self._coordinator.scheduler.try_stragglers_elsewhere)
 
     async def _watch(self, worker: str) -> None:
         """Notice when ``worker`` is lost, and give it work again when it is back."""

@@ -1,4 +1,4 @@
-"""Who is in flight, whose child it is, who runs it, and what to run again when a worker is lost.
+"""Who is in flight, whose child it is, who runs it, and what to run again when a worker is lost or too slow.
 
 A plain state machine: events go in, orders for workers and finished trees come out. It never waits.
 """
@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selfplay_ray.errors import ClusterError
-from selfplay_ray.scheduling.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
+from selfplay_ray.scheduling.messages import Answer, Assignment, Delivery, Finished, Orders, Report, Spawn
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
+
+STRAGGLER = 10.0
+"""An episode is a straggler when it has played so many times as long as the median of its type …"""
+LEAST_PATIENCE = 60.0
+"""… and so many seconds, …"""
+ENOUGH_KNOWN = 20
+"""… once so many of its type have ended."""
+REMEMBERED = 200
+"""How many of a type, the last ones, its median is of."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """One ``generate_rollouts`` of a running episode: its children in order, and how many are still missing."""
+    """One ``generate_rollouts`` of an episode in flight: its children in order, and the results that are in.
+
+    ``asks`` tells what was asked for. It outlives the worker that asked, so that no child is run twice.
+    """
 
     children: list[str]
+    asks: str
     results: dict[str, GenerateResult] = field(default_factory=dict)
 
     @property
@@ -31,23 +47,34 @@ class _Call:
 
 
 @dataclass(slots=True)
+class _Run:
+    """An attempt at an episode, on ``worker``, that has ``asked`` for the children of some calls.
+
+    It has played for ``played`` seconds until ``since``; since then it plays or waits.
+    """
+
+    worker: str
+    since: float
+    played: float = 0.0
+    asked: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class _Node:
-    """One episode in flight. ``worker`` is None while it is queued."""
+    """One episode in flight. It is ``queued`` under the number that it has in the queue, and played by its ``runs``:
+    one, or two while the first is overdue. Their ``answers`` are known as far as they have asked for children."""
 
     request: EpisodeRequest
-    attempt: int
     parent: str | None = None
     parent_call: int = 0
-    worker: str | None = None
+    queued: int | None = None
+    runs: dict[int, _Run] = field(default_factory=dict)  # by attempt
     calls: dict[int, _Call] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether it holds nothing, because it waits for children."""
-        return any(not call.complete for call in self.calls.values())
-
-    def all_children(self) -> list[GenerateResult]:
-        return [result for number in sorted(self.calls) for result in self.calls[number].in_order()]
+    def waits(self, run: _Run) -> bool:
+        """Whether ``run`` holds nothing, because it waits for children."""
+        return any(not self.calls[number].complete for number in run.asked)
 
 
 class Scheduler:
@@ -56,16 +83,24 @@ class Scheduler:
     Deeper requests go first, because a tree that is nearly done is worth more than a new one; each goes to the
     worker with the fewest running episodes. A waiting parent holds nothing, so no depth of nesting can
     deadlock. A report about an attempt that was given up is ignored.
+
+    What a lost worker played starts again elsewhere, by replay: what the model has said is said again, and the same
+    calls for children find those that were run, or are being run, for the attempt before. What takes far too long is
+    tried on another worker as well, and whichever ends first is it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._nodes: dict[str, _Node] = {}
-        self._queue: list[tuple[int, int, str, int]] = []  # (-depth, arrival, request id, attempt)
-        self._arrivals = itertools.count()
+        self._queue: list[tuple[int, int, str]] = []  # (-depth, number, request id)
+        self._numbers = itertools.count()
         self._attempts = itertools.count(1)
         self._orders: dict[str, Orders] = {}
         self._load: dict[str, int] = {}
         self._finished: list[GenerateResult] = []
+        self._clock = clock
+        self._seconds: dict[str, deque[float]] = {}  # that the last ones of an episode type have played
+        self.replayed = 0  # episodes that a lost worker had begun
+        self.overdue = 0  # episodes that were tried elsewhere as well
 
     # Events
 
@@ -77,16 +112,17 @@ class Scheduler:
         self._orders[worker] = Orders(0)
 
     def remove_worker(self, worker: str) -> None:
-        """``worker`` is lost: what it ran starts again elsewhere, and the children of that with it."""
+        """``worker`` is lost: what it played starts again elsewhere."""
         if self._load.pop(worker, None) is None:
             return
         del self._orders[worker]
-        for node in [node for node in self._nodes.values() if node.worker == worker]:
-            if self._nodes.get(node.request.id) is not node:
-                continue  # went with an ancestor
-            self._give_up_children(node)
-            node.worker, node.calls, node.attempt = None, {}, next(self._attempts)
-            self._enqueue(node)
+        for node in self._nodes.values():
+            lost = [attempt for attempt, run in node.runs.items() if run.worker == worker]
+            for attempt in lost:
+                del node.runs[attempt]
+            if lost and not node.runs and node.queued is None:
+                self.replayed += 1
+                self._enqueue(node)
 
     def submit(self, requests: Sequence[EpisodeRequest]) -> None:
         """Take on root requests.
@@ -95,13 +131,26 @@ class Scheduler:
             ClusterError: an id is in flight already.
         """
         for request in requests:
-            self._add(_Node(request, next(self._attempts)))
+            self._add(_Node(request))
 
     def handle(self, worker: str, report: Report) -> list[Rollout]:
         """Take in what ``worker`` reports; the rollouts in it that count, which one that comes twice does not."""
         for spawn in report.spawned:
             self._spawn(worker, spawn)
         return [finished.rollout for finished in report.finished if self._finish(worker, finished)]
+
+    def try_stragglers_elsewhere(self) -> None:
+        """Queue what is overdue once more; to be called now and then."""
+        now = self._clock()
+        patience = {kind: self._patience(seconds) for kind, seconds in self._seconds.items()}
+        for node in self._nodes.values():
+            if len(node.runs) != 1 or node.queued is not None:
+                continue
+            (run,) = node.runs.values()
+            limit = patience.get(node.request.episode_type)
+            if limit is not None and not node.waits(run) and run.played + now - run.since > limit:
+                self.overdue += 1
+                self._enqueue(node)
 
     # What is to be done now
 
@@ -137,8 +186,11 @@ class Scheduler:
     def unfinished(self) -> Iterator[tuple[EpisodeRequest, str]]:
         """Every request in flight and what it is doing, for whoever wants to know why nothing happens."""
         for node in self._nodes.values():
-            state = "queued" if node.worker is None else f"on {node.worker}"
-            yield node.request, f"{state}, waiting for children" if node.waiting else state
+            states = [
+                f"on {run.worker}" + (", waiting for children" if node.waits(run) else "")
+                for run in node.runs.values()
+            ]
+            yield node.request, "; ".join([*states, *(["queued"] if node.queued is not None else [])])
 
     # How
 
@@ -149,50 +201,72 @@ class Scheduler:
         self._enqueue(node)
 
     def _enqueue(self, node: _Node) -> None:
-        heapq.heappush(
-            self._queue, (-node.request.depth, next(self._arrivals), node.request.id, node.attempt)
-        )
+        node.queued = next(self._numbers)
+        heapq.heappush(self._queue, (-node.request.depth, node.queued, node.request.id))
 
     def _dispatch(self) -> None:
         while self._queue and self._load:
-            _, _, request_id, attempt = heapq.heappop(self._queue)
+            _, number, request_id = heapq.heappop(self._queue)
             node = self._nodes.get(request_id)
-            if node is None or node.attempt != attempt:
+            if node is None or node.queued != number:
                 continue
-            node.worker = min(self._load, key=self._load.__getitem__)
-            self._load[node.worker] += 1
-            self._orders[node.worker].assignments.append(Assignment(node.request, node.attempt))
+            at_it = {run.worker for run in node.runs.values()}
+            others = [worker for worker in self._load if worker not in at_it] or list(self._load)
+            worker, attempt = min(others, key=self._load.__getitem__), next(self._attempts)
+            node.queued, node.runs[attempt] = None, _Run(worker, self._clock())
+            self._load[worker] += 1
+            assignment = Assignment(node.request, attempt, list(node.answers.values()))
+            self._orders[worker].assignments.append(assignment)
 
-    def _current(self, worker: str, request_id: str, attempt: int) -> _Node | None:
+    def _current(self, worker: str, request_id: str, attempt: int) -> tuple[_Node, _Run] | None:
         node = self._nodes.get(request_id)
-        return node if node and node.worker == worker and node.attempt == attempt else None
+        run = node.runs.get(attempt) if node else None
+        return (node, run) if node and run and run.worker == worker else None
 
     def _spawn(self, worker: str, spawn: Spawn) -> None:
-        parent = self._current(worker, spawn.parent, spawn.attempt)
-        if parent is None or spawn.call in parent.calls:
+        current = self._current(worker, spawn.parent, spawn.attempt)
+        if current is None or spawn.call in current[1].asked:
             return
-        if not spawn.requests:
-            self._deliver(parent, spawn.call, [])
+        parent, run = current
+        parent.answers.update((answer.call, answer) for answer in spawn.answers)
+        call = parent.calls.get(spawn.call)
+        if call is None:
+            call = _Call([request.id for request in spawn.requests], spawn.asks)
+            parent.calls[spawn.call] = call
+            for request in spawn.requests:
+                self._add(_Node(request, spawn.parent, spawn.call))
+        elif call.asks != spawn.asks:
+            error = (
+                f"episode {spawn.parent} was played again and doesn't ask for the children it had asked for: now for "
+                f"{spawn.asks}, before for {call.asks}. Chance in an episode comes from state.rng, and what it does "
+                "must not depend on which of several answers comes first"
+            )
+            self._orders[worker].deliveries.append(
+                Delivery(spawn.parent, spawn.attempt, spawn.call, [], error)
+            )
             return
-        if not parent.waiting:
-            self._load[worker] -= 1
-        parent.calls[spawn.call] = _Call([request.id for request in spawn.requests])
-        for request in spawn.requests:
-            self._add(_Node(request, next(self._attempts), spawn.parent, spawn.call))
+        if not call.complete and not parent.waits(run):
+            self._stop_playing(run)
+        run.asked.add(spawn.call)
+        if call.complete:
+            self._deliver(parent, spawn.attempt, spawn.call)
 
     def _finish(self, worker: str, finished: Finished) -> bool:
-        node = self._current(worker, finished.rollout.id, finished.attempt)
-        if node is None:
+        current = self._current(worker, finished.rollout.id, finished.attempt)
+        if current is None:
             return False
-        if node.waiting:  # it raised, or returned without awaiting its children
-            self._give_up_children(node)
-            node.calls = {number: call for number, call in node.calls.items() if call.complete}
-        else:
-            self._load[worker] -= 1
-        del self._nodes[node.request.id]
-        result = GenerateResult(
-            finished.rollout, node.all_children(), node.request.is_trainable, node.request.group
-        )
+        node, run = current
+        if not node.waits(run):
+            self._stop_playing(run)
+        del node.runs[finished.attempt]
+        played = self._seconds.setdefault(node.request.episode_type, deque(maxlen=REMEMBERED))
+        played.append(run.played)
+        self._call_off(node)
+        # What it asked for and has not awaited, or an earlier attempt has asked for, nobody waits for.
+        kept = {number: call for number, call in node.calls.items() if call.complete and number in run.asked}
+        self._give_up_children(node)
+        children = [result for number in sorted(kept) for result in kept[number].in_order()]
+        result = GenerateResult(finished.rollout, children, node.request.is_trainable, node.request.group)
         if node.parent is None:
             self._finished.append(result)
         else:
@@ -202,24 +276,43 @@ class Scheduler:
     def _return_to_parent(self, parent: _Node, number: int, result: GenerateResult) -> None:
         call = parent.calls[number]
         call.results[result.rollout.id] = result
-        if call.complete:
-            if not parent.waiting and parent.worker is not None:
-                self._load[parent.worker] += 1
-            self._deliver(parent, number, call.in_order())
+        if not call.complete:
+            return
+        for attempt, run in parent.runs.items():
+            if number in run.asked:
+                if not parent.waits(run):
+                    self._load[run.worker] += 1
+                    run.since = self._clock()
+                self._deliver(parent, attempt, number)
 
-    def _deliver(self, parent: _Node, number: int, results: list[GenerateResult]) -> None:
-        if parent.worker is not None:
-            delivery = Delivery(parent.request.id, parent.attempt, number, results)
-            self._orders[parent.worker].deliveries.append(delivery)
+    def _deliver(self, parent: _Node, attempt: int, number: int) -> None:
+        results = parent.calls[number].in_order()
+        delivery = Delivery(parent.request.id, attempt, number, results)
+        self._orders[parent.runs[attempt].worker].deliveries.append(delivery)
+
+    def _stop_playing(self, run: _Run) -> None:
+        """It waits from now on, or is over."""
+        self._load[run.worker] -= 1
+        run.played += self._clock() - run.since
 
     def _give_up_children(self, node: _Node) -> None:
-        """Forget everything below ``node`` that is in flight, and tell who runs it."""
+        """Forget everything below ``node`` that is in flight."""
         for call in node.calls.values():
             for child_id in call.children:
-                child = self._nodes.pop(child_id, None)
-                if child is None:
-                    continue
-                self._give_up_children(child)
-                if child.worker in self._orders:
-                    self._load[child.worker] -= not child.waiting
-                    self._orders[child.worker].cancelled.append((child_id, child.attempt))
+                child = self._nodes.get(child_id)
+                if child is not None:
+                    self._give_up_children(child)
+                    self._call_off(child)
+
+    def _call_off(self, node: _Node) -> None:
+        """Forget ``node``, and tell who runs it."""
+        del self._nodes[node.request.id]
+        for attempt, run in node.runs.items():
+            self._load[run.worker] -= not node.waits(run)
+            self._orders[run.worker].cancelled.append((node.request.id, attempt))
+
+    def _patience(self, seconds: Sequence[float]) -> float | None:
+        """How long an episode may play of whose type the last ones have played ``seconds``; None: for ever."""
+        if len(seconds) < ENOUGH_KNOWN:
+            return None
+        return max(LEAST_PATIENCE, STRAGGLER * statistics.median(seconds))

@@ -12,7 +12,15 @@ from selfplay_ray.artifacts import ArtifactStore
 from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import execute
 from selfplay_ray.runtime import ModelClient, ParentCall
-from selfplay_ray.scheduling.messages import Assignment, Finished, Orders, Report, Spawn
+from selfplay_ray.scheduling.messages import (
+    Answer,
+    Finished,
+    Orders,
+    Report,
+    Spawn,
+    description,
+    fingerprint,
+)
 from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, ModelCall, Rollout
 
 ChildResults = asyncio.Future[list[GenerateResult]]
@@ -20,14 +28,18 @@ ChildResults = asyncio.Future[list[GenerateResult]]
 
 @dataclass(slots=True)
 class _Playing:
-    """An episode being played, and the calls for children that it waits for."""
+    """An attempt at an episode: the calls for children that it waits for, what the model has said to earlier attempts,
+    and what it has said to this one that the arena doesn't know of."""
 
-    task: asyncio.Task[None]
+    attempt: int
+    known: dict[str, Completion]
     waiting: dict[int, ChildResults] = field(default_factory=dict)
+    untold: list[Answer] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
 
 
-_attempt: ContextVar[int] = ContextVar("attempt")
-"""Which attempt of its request the running code belongs to, also in tasks that the episode started."""
+_current: ContextVar[_Playing] = ContextVar("playing")
+"""What the running code is part of, also in tasks that the episode started."""
 
 
 class StoresElsewhere(dict[str, ArtifactStore]):
@@ -68,11 +80,19 @@ class EpisodeWorker:
             self._cancel(key)
         for delivery in orders.deliveries:
             waiting = self._stop_waiting(delivery.parent, delivery.attempt, delivery.call)
-            if waiting is not None and not waiting.done():
+            if waiting is None or waiting.done():
+                continue
+            if delivery.error:
+                waiting.set_exception(EpisodeError(delivery.error))
+            else:
                 waiting.set_result(delivery.results)
         for assignment in orders.assignments:
-            task = asyncio.create_task(self._play(assignment), name=assignment.request.id)
-            self._playing[assignment.request.id, assignment.attempt] = _Playing(task)
+            known = {answer.call: answer.completion for answer in assignment.answers}
+            playing = _Playing(assignment.attempt, known)
+            self._playing[assignment.request.id, assignment.attempt] = playing
+            playing.task = asyncio.create_task(
+                self._play(assignment.request, playing), name=assignment.request.id
+            )
 
     def close(self) -> None:
         """Stop everything that is playing."""
@@ -82,7 +102,12 @@ class EpisodeWorker:
     # The runtime of the arena's copy
 
     async def complete(self, call: ModelCall) -> Completion:
-        return await (self._judge if call.role_id is None else self._client).complete(call)
+        playing, asked = _current.get(), fingerprint(call)
+        if asked in playing.known:
+            return playing.known[asked]
+        completion = await (self._judge if call.role_id is None else self._client).complete(call)
+        playing.untold.append(Answer(asked, completion))
+        return completion
 
     async def run(
         self, requests: Sequence[EpisodeRequest], parent: ParentCall | None
@@ -94,15 +119,18 @@ class EpisodeWorker:
         """
         if parent is None:
             raise ClusterError("a rollout worker runs the episodes it is given, and starts none of its own")
-        attempt = _attempt.get()
-        playing = self._playing.get((parent.request_id, attempt))
-        if playing is None:
+        playing = _current.get()
+        if (parent.request_id, playing.attempt) not in self._playing:
             raise EpisodeError(
                 f"episode {parent.request_id} is over, yet a task of it asks for children; an episode awaits its tasks"
             )
         results: ChildResults = asyncio.get_running_loop().create_future()
         playing.waiting[parent.number] = results
-        self._report.spawned.append(Spawn(parent.request_id, attempt, parent.number, list(requests)))
+        answers, playing.untold = playing.untold, []
+        asks = description(requests)
+        self._report.spawned.append(
+            Spawn(parent.request_id, playing.attempt, parent.number, list(requests), asks, answers)
+        )
         self._flush_soon()
         return await results
 
@@ -111,17 +139,17 @@ class EpisodeWorker:
 
     # How
 
-    async def _play(self, assignment: Assignment) -> None:
-        _attempt.set(assignment.attempt)
-        rollout, _ = await execute(self._arena, assignment.request)
-        playing = self._playing.pop((assignment.request.id, assignment.attempt), None)
+    async def _play(self, request: EpisodeRequest, playing: _Playing) -> None:
+        _current.set(playing)
+        rollout, _ = await execute(self._arena, request)
+        self._playing.pop((request.id, playing.attempt), None)
         _give_up(playing)
-        self._report.finished.append(Finished(rollout, assignment.attempt))
+        self._report.finished.append(Finished(rollout, playing.attempt))
         self._flush_soon()
 
     def _cancel(self, key: tuple[str, int]) -> None:
         playing = self._playing.pop(key, None)
-        if playing is not None:
+        if playing is not None and playing.task is not None:
             playing.task.cancel()
             _give_up(playing)
 
@@ -164,9 +192,9 @@ class EpisodeWorker:
                     )
 
 
-def _give_up(playing: _Playing | None) -> None:
+def _give_up(playing: _Playing) -> None:
     """Let go of the tasks that wait for children which an episode that is over never awaited."""
-    for results in playing.waiting.values() if playing is not None else ():
+    for results in playing.waiting.values():
         results.cancel()
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from selfplay_ray.errors import ClusterError
-from selfplay_ray.scheduling.messages import Assignment, Delivery, Finished, Orders, Report, Spawn
-from selfplay_ray.scheduling.scheduler import Scheduler
+from selfplay_ray.scheduling.messages import Answer, Assignment, Delivery, Finished, Orders, Report, Spawn
+from selfplay_ray.scheduling.scheduler import ENOUGH_KNOWN, LEAST_PATIENCE, Scheduler
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 
 
@@ -158,17 +158,159 @@ def test_what_a_lost_worker_ran_goes_elsewhere_and_its_late_report_counts_for_no
     assert len(scheduler.take_finished()) == 1
 
 
-def test_the_children_of_what_a_lost_worker_ran_are_called_off():
+def test_what_a_lost_worker_played_goes_on_with_the_children_it_had():
+    """One has finished, one is being played elsewhere, one was lost with it; none is run twice to its end."""
     scheduler = scheduler_of("w0", "w1")
     scheduler.submit(requests("a"))
-    attempt = assigned(scheduler.take_orders(0))["w0"]["a"]
-    scheduler.handle("w0", spawned("a", attempt, "a/0/0", "a/0/1"))
+    first = assigned(scheduler.take_orders(0))["w0"]["a"]
+    children = ("a/0/0", "a/0/1", "a/0/2")
+    answers = [Answer("asked", "said")]
+    scheduler.handle("w0", Report(spawned=[Spawn("a", first, 0, requests(*children), "three", answers)]))
     on = assigned(scheduler.take_orders(0))
+    assert {worker: list(names) for worker, names in on.items()} == {
+        "w0": ["a/0/0", "a/0/2"],
+        "w1": ["a/0/1"],
+    }
+    scheduler.handle("w0", finished("a/0/0", on["w0"]["a/0/0"]))
     scheduler.remove_worker("w0")
+    orders = scheduler.take_orders(0)["w1"]
+    assert orders.cancelled == []
+    assert [(a.request.id, a.answers) for a in orders.assignments] == [("a/0/2", []), ("a", answers)]
+    again = {a.request.id: a.attempt for a in orders.assignments}
+    assert scheduler.running("w1") == 3
+    scheduler.handle("w1", Report(spawned=[Spawn("a", again["a"], 0, requests(*children), "three")]))
+    assert scheduler.running("w1") == 2
+    scheduler.handle("w1", finished("a/0/1", on["w1"]["a/0/1"]))
+    scheduler.handle("w1", finished("a/0/2", again["a/0/2"]))
+    (delivery,) = scheduler.take_orders(0)["w1"].deliveries
+    assert delivery.attempt == again["a"]
+    assert [result.rollout.id for result in delivery.results] == list(children)
+    scheduler.handle("w1", finished("a", again["a"]))
+    assert [ids(tree) for tree in scheduler.take_finished()] == [["a", *children]]
+    assert (scheduler.running("w1"), scheduler.in_flight, scheduler.replayed) == (0, 0, 2)
+
+
+def test_a_call_that_is_complete_is_answered_at_once_when_it_comes_again():
+    scheduler = scheduler_of("w0", "w1")
+    scheduler.submit(requests("a"))
+    first = assigned(scheduler.take_orders(0))["w0"]["a"]
+    scheduler.handle("w0", spawned("a", first, "a/0/0"))
+    scheduler.handle("w0", finished("a/0/0", assigned(scheduler.take_orders(0))["w0"]["a/0/0"]))
+    scheduler.remove_worker("w0")  # with the answer on its way
+    again = assigned(scheduler.take_orders(0))["w1"]["a"]
+    scheduler.handle("w1", spawned("a", again, "a/0/0"))
+    orders = scheduler.take_orders(0)["w1"]
+    assert orders.assignments == []
+    assert [result.rollout.id for result in orders.deliveries[0].results] == ["a/0/0"]
+    assert scheduler.running("w1") == 1
+
+
+def test_who_asks_for_other_children_than_before_is_told_so_and_both_are_shown():
+    scheduler = scheduler_of("w0", "w1")
+    scheduler.submit(requests("a"))
+    first = assigned(scheduler.take_orders(0))["w0"]["a"]
+    scheduler.handle("w0", Report(spawned=[Spawn("a", first, 0, requests("a/0/0"), "one apple")]))
+    scheduler.remove_worker("w0")
+    on_w1 = assigned(scheduler.take_orders(0))["w1"]
+    child, again = on_w1["a/0/0"], on_w1["a"]
+    scheduler.handle("w1", Report(spawned=[Spawn("a", again, 0, requests("a/0/0"), "one pear")]))
+    (delivery,) = scheduler.take_orders(0)["w1"].deliveries
+    assert "now for one pear, before for one apple" in delivery.error
+    assert scheduler.running("w1") == 2
+    scheduler.handle("w1", finished("a", again))  # it has failed of it
+    assert scheduler.take_orders(0)["w1"].cancelled == [("a/0/0", child)]
+    assert [ids(tree) for tree in scheduler.take_finished()] == [["a"]]
+    assert (scheduler.running("w1"), scheduler.in_flight) == (0, 0)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def known_scheduler(clock: Clock, seconds: float) -> Scheduler:
+    """Of two workers, that has seen enough episodes, which took ``seconds`` each."""
+    scheduler = Scheduler(clock)
+    for worker in ("w0", "w1"):
+        scheduler.add_worker(worker)
+    for number in range(ENOUGH_KNOWN):
+        scheduler.submit(requests(f"known{number}"))
+        ((worker, attempts),) = assigned(scheduler.take_orders(0)).items()
+        clock.now += seconds
+        scheduler.handle(worker, finished(f"known{number}", attempts[f"known{number}"]))
+    scheduler.take_finished()
+    return scheduler
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(20.0, 200.0), (0.5, 60.0)])
+def test_what_takes_far_too_long_is_tried_elsewhere_and_whoever_is_first_is_it(seconds, limit):
+    clock = Clock()
+    scheduler = known_scheduler(clock, seconds)
+    scheduler.submit(requests("slow"))
+    first = assigned(scheduler.take_orders(0))["w0"]["slow"]
+    clock.now += limit
+    scheduler.try_stragglers_elsewhere()
+    assert scheduler.take_orders(0) == {}
+    clock.now += 1
+    for _ in range(2):
+        scheduler.try_stragglers_elsewhere()
+    second = assigned(scheduler.take_orders(0))["w1"]["slow"]
+    assert [state for _, state in scheduler.unfinished()] == ["on w0; on w1"]
+    clock.now += 10 * limit
+    scheduler.try_stragglers_elsewhere()
+    assert scheduler.take_orders(0) == {}  # two are enough
+    assert [rollout.id for rollout in scheduler.handle("w0", finished("slow", first))] == ["slow"]
+    assert scheduler.take_orders(0)["w1"].cancelled == [("slow", second)]
+    assert scheduler.handle("w1", finished("slow", second)) == []
+    assert len(scheduler.take_finished()) == 1
+    assert (scheduler.running("w0"), scheduler.running("w1"), scheduler.overdue) == (0, 0, 1)
+
+
+def test_waiting_for_children_is_no_reason_to_be_tried_elsewhere():
+    clock = Clock()
+    scheduler = known_scheduler(clock, 1.0)
+    scheduler.submit(requests("a"))
+    attempt = assigned(scheduler.take_orders(0))["w0"]["a"]
+    clock.now += 50
+    scheduler.handle("w0", spawned("a", attempt, "a/0/0"))
+    child = assigned(scheduler.take_orders(0))["w0"]["a/0/0"]
+    clock.now += 59
+    scheduler.try_stragglers_elsewhere()
+    assert scheduler.take_orders(0) == {}
+    scheduler.handle("w0", finished("a/0/0", child))
+    scheduler.take_orders(0)
+    clock.now += 9
+    scheduler.try_stragglers_elsewhere()
+    assert scheduler.take_orders(0) == {}
+    clock.now += 2  # 50 and 11 of its own
+    scheduler.try_stragglers_elsewhere()
+    assert assigned(scheduler.take_orders(0)) == {"w1": {"a": child + 1}}
+
+
+def test_both_attempts_at_a_straggler_get_the_children_that_are_run_once():
+    clock = Clock()
+    scheduler = known_scheduler(clock, 1.0)
+    scheduler.submit(requests("a"))
+    first = assigned(scheduler.take_orders(0))["w0"]["a"]
+    clock.now += 61
+    scheduler.try_stragglers_elsewhere()
+    second = assigned(scheduler.take_orders(0))["w1"]["a"]
+    scheduler.handle("w1", spawned("a", second, "a/0/0"))
+    scheduler.handle("w0", spawned("a", first, "a/0/0"))
+    ((worker, attempts),) = assigned(scheduler.take_orders(0)).items()
+    scheduler.handle(worker, finished("a/0/0", attempts["a/0/0"]))
     orders = scheduler.take_orders(0)
-    assert orders["w1"].cancelled == [("a/0/1", on["w1"]["a/0/1"])]
-    assert list(assigned(orders)["w1"]) == ["a"]
-    assert (scheduler.running("w1"), scheduler.in_flight) == (1, 1)
+    assert {worker: [d.attempt for d in order.deliveries] for worker, order in orders.items()} == {
+        "w0": [first],
+        "w1": [second],
+    }
+    assert (scheduler.running("w0"), scheduler.running("w1")) == (1, 1)
+    scheduler.remove_worker("w0")
+    assert scheduler.take_orders(0) == {}  # the other is still at it
+    scheduler.handle("w1", finished("a", second))
+    assert [ids(tree) for tree in scheduler.take_finished()] == [["a", "a/0/0"]]
 
 
 def test_a_child_on_a_lost_worker_runs_again_without_its_parent():
@@ -283,11 +425,15 @@ class Storm(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler()
-        self.workers: dict[str, dict[str, Playing]] = {}
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("selfplay_ray.scheduling.scheduler.ENOUGH_KNOWN", 1)
+        self.workers: dict[str, dict[tuple[str, int], Playing]] = {}  # by request id and attempt
         self.zombies: list[tuple[str, Playing]] = []  # still at it on a worker that was given up
         self.sent: list[tuple[str, Report]] = []
         self.given_up: set[tuple[str, int]] = set()
+        self.counted: set[str] = set()
+        self.clock = Clock()
+        self.scheduler = Scheduler(self.clock)
         self.roots = 0
         self.trees: dict[str, GenerateResult] = {}
 
@@ -310,6 +456,12 @@ class Storm(RuleBasedStateMachine):
         self.scheduler.remove_worker(worker)
 
     @rule()
+    def time_passes(self):
+        """Longer than anybody is waited for, once enough is known."""
+        self.clock.now += 10 * LEAST_PATIENCE
+        self.scheduler.try_stragglers_elsewhere()
+
+    @rule()
     def orders_arrive(self):
         orders = self.scheduler.take_orders(0)
         for worker, order in orders.items():
@@ -330,8 +482,8 @@ class Storm(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from([name for name, playing in self.workers.items() if playing]))
         report = Report()
         for _ in range(count):
-            if names := list(self.workers[worker]):
-                self.act(worker, data.draw(st.sampled_from(names)), report, data.draw(st.integers(0, 9)))
+            if playing := list(self.workers[worker]):
+                self.act(worker, data.draw(st.sampled_from(playing)), report, data.draw(st.integers(0, 9)))
         self.send(worker, report)
 
     @precondition(lambda self: any(self.workers.values()))
@@ -339,8 +491,8 @@ class Storm(RuleBasedStateMachine):
     def all_workers_report(self, choices):
         for worker, playing in self.workers.items():
             report = Report()
-            for name, choice in zip(list(playing), choices, strict=False):
-                self.act(worker, name, report, choice)
+            for which, choice in zip(list(playing), choices, strict=False):
+                self.act(worker, which, report, choice)
             self.send(worker, report)
 
     @precondition(lambda self: self.sent)
@@ -364,6 +516,7 @@ class Storm(RuleBasedStateMachine):
 
     def teardown(self):
         """Let everything end: every root, once, and nothing stays behind."""
+        self.patch.undo()
         if not self.workers:
             self.a_worker_is_ready("w0")
         for _ in range(200):
@@ -371,9 +524,9 @@ class Storm(RuleBasedStateMachine):
                 break
             self.orders_arrive()
             for worker, playing in self.workers.items():
-                for name in list(playing):
+                for which in list(playing):
                     report = Report()
-                    self.act(worker, name, report, choice=1)
+                    self.act(worker, which, report, choice=1)
                     self.send(worker, report)
         self.orders_arrive()
         assert self.scheduler.in_flight == 0, list(self.scheduler.unfinished())
@@ -389,28 +542,28 @@ class Storm(RuleBasedStateMachine):
     def forget(self, worker):
         for episode in self.workers.pop(worker, {}).values():
             self.zombies.append((worker, episode))
-            self.give_up(episode.request.id, also_itself=True)
+            self.given_up.add((episode.request.id, episode.attempt))
 
-    def give_up(self, prefix, also_itself=False):
-        for playing in [*self.workers.values(), *({e.request.id: e} for _, e in self.zombies)]:
-            for name, episode in playing.items():
-                if name.startswith(prefix + "/") or (also_itself and name == prefix):
-                    self.given_up.add((name, episode.attempt))
+    def give_up(self, name, attempt):
+        """``attempt`` has ended: nobody waits for another of it, nor for what is still below it."""
+        for playing in self.workers.values():
+            for other in playing:
+                if other[0].startswith(f"{name}/") or (other[0] == name and other[1] != attempt):
+                    self.given_up.add(other)
 
     def pop(self, worker: str, name: str, attempt: int) -> None:
-        playing = self.workers[worker]
-        if name in playing and playing[name].attempt == attempt:
-            del playing[name]
+        self.workers[worker].pop((name, attempt), None)
 
     def assign(self, worker: str, assignment: Assignment):
         name = assignment.request.id
-        assert not any(name in playing for playing in self.workers.values()), "runs already"
+        others = sum(other == name for playing in self.workers.values() for other, _ in playing)
+        assert others <= (1 if self.scheduler.overdue else 0), "runs already"
         assert (name, assignment.attempt) not in self.given_up
-        self.workers[worker][name] = Playing(assignment.request, assignment.attempt)
+        self.workers[worker][name, assignment.attempt] = Playing(assignment.request, assignment.attempt)
 
     def deliver(self, worker: str, delivery: Delivery):
-        episode = self.workers[worker].get(delivery.parent)
-        if episode is None or episode.attempt != delivery.attempt:
+        episode = self.workers[worker].get((delivery.parent, delivery.attempt))
+        if episode is None:
             return  # it failed while they were on their way
         assert delivery.call in episode.outstanding or delivery.results == []  # an empty call, reported twice
         episode.outstanding.discard(delivery.call)
@@ -419,9 +572,9 @@ class Storm(RuleBasedStateMachine):
             f"{delivery.parent}/{delivery.call}/{i}" for i in range(width)
         ]
 
-    def act(self, worker: str, name: str, report: Report, choice: int):
+    def act(self, worker: str, which: tuple[str, int], report: Report, choice: int):
         """The episode makes its next call (also while it waits for one, sometimes), ends, or fails."""
-        episode = self.workers[worker][name]
+        episode, name = self.workers[worker][which], which[0]
         script = script_of(name)
         more = episode.calls_made < len(script)
         if choice == 0:
@@ -437,9 +590,9 @@ class Storm(RuleBasedStateMachine):
 
     def end(self, worker: str, episode: Playing, report: Report, error: str | None):
         name = episode.request.id
-        for call in episode.outstanding:
-            self.give_up(f"{name}/{call}")
-        del self.workers[worker][name]
+        if (name, episode.attempt) not in self.given_up:
+            self.give_up(name, episode.attempt)
+        del self.workers[worker][name, episode.attempt]
         rollout = Rollout(name, "x", meta={"attempt": episode.attempt}, error=error)
         report.finished.append(Finished(rollout, episode.attempt))
 
@@ -448,6 +601,8 @@ class Storm(RuleBasedStateMachine):
         assert counted == [
             end.rollout.id for end in report.finished if (end.rollout.id, end.attempt) not in self.given_up
         ]
+        assert not self.counted.intersection(counted), "run twice to its end"
+        self.counted.update(counted)
         self.sent.append((worker, report))
         self.collect()
 
@@ -472,5 +627,5 @@ class Storm(RuleBasedStateMachine):
             assert children == sorted(children)
 
 
-Storm.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+Storm.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestStorm = Storm.TestCase

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from selfplay_ray import (
 )
 from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import current_run
-from selfplay_ray.scheduling.messages import Assignment, Delivery, Orders, Report
+from selfplay_ray.scheduling.messages import Assignment, Delivery, Orders, Report, description
 from selfplay_ray.scheduling.scheduler import Scheduler
 from selfplay_ray.scheduling.worker import EpisodeWorker
 
@@ -297,6 +299,102 @@ async def test_a_worker_lost_at_any_time_changes_nothing_but_the_time(turns):
         await pump.turn()
     pump.start("w0")
     assert [shape(tree) for tree in await pump.run()] == [shape(tree) for tree in undisturbed]
+
+
+class Counting(MockInferenceClient):
+    """Knows how often it was asked what, which a call's seed tells apart."""
+
+    def __init__(self) -> None:
+        super().__init__(reply)
+        self.times: Counter[int] = Counter()
+
+    async def complete(self, call: ModelCall) -> Completion:
+        self.times[call.seed] += 1
+        return await super().complete(call)
+
+
+async def test_a_parent_is_brought_back_without_asking_the_model_or_running_a_child_again():
+    """Killed while its children, on another worker, have ended but the last."""
+    client = Counting()
+    hold = asyncio.Event()
+    played: Counter[int] = Counter()
+
+    async def child(arena: Arena) -> str:
+        run = current_run()
+        assert run is not None
+        number = int(run.request.id[-1])
+        played[number] += 1
+        if number == 2:
+            await hold.wait()
+        return (await arena.call_model(f"child {number}", role_id="A")).text
+
+    async def parent(arena: Arena) -> list[str]:
+        said = [(await arena.call_model(f"question {i}", role_id="A")).text for i in range(3)]
+        judged = await arena.call_model("and?")
+        results = await arena.generate_rollouts([EpisodeRequest("child", [*said, judged.text])] * 3)
+        last = await arena.call_model("so?", role_id="A")
+        return [*said, judged.text, last.text, *(r.rollout.extras["result"] for r in results)]
+
+    pump = Pump(1, client, parent=parent, child=child)
+    pump.scheduler.submit([request("parent")])
+    for _ in range(10):
+        await pump.turn()
+        if pump.scheduler.in_flight > 1 and "w1" not in pump.workers:
+            pump.start("w1")  # the parent is on w0; its children go to either
+    assert pump.scheduler.in_flight == 2  # the parent, and the child that is held
+    where = {request.id: state for request, state in pump.scheduler.unfinished()}
+    victim = "w0" if "w0" in where["b000000.0"] else "w1"
+    pump.kill(victim)
+    pump.start("w2")
+    for _ in range(5):
+        await pump.turn()
+    hold.set()
+    (tree,) = await pump.run()
+    assert tree.rollout.error is None
+    assert tree.rollout.extras["result"][3:] == ["re: and?", "re: so?", *(f"re: child {i}" for i in range(3))]
+    assert [step.index for step in tree.rollout.steps] == [0, 1, 2, 4]
+    assert (played[0], played[1]) == (1, 1)
+    assert set(client.times.values()) == {1}
+    assert pump.scheduler.replayed >= 1
+
+
+async def test_a_parent_that_asks_for_other_children_when_it_is_played_again_fails_and_says_so():
+    asked = iter(["apples", "pears"])
+
+    async def fickle(arena: Arena) -> None:
+        await arena.generate_rollouts([EpisodeRequest("stuck", next(asked))])
+
+    async def stuck(arena: Arena) -> None:
+        await asyncio.Event().wait()
+
+    pump = Pump(2, fickle=fickle, stuck=stuck)
+    pump.scheduler.submit([request("fickle")])
+    for _ in range(5):
+        await pump.turn()
+    pump.kill("w0")
+    (tree,) = await pump.run()
+    assert tree.children == []
+    error = tree.rollout.error or ""
+    assert "doesn't ask for the children it had asked for" in error
+    assert '"pears"' in error
+    assert '"apples"' in error
+
+
+def test_a_description_tells_what_is_asked_for_apart():
+    requests = [EpisodeRequest("x", artifact, id=f"r/0/{i}") for i, artifact in enumerate([1, "a"])]
+    assert description(requests) == description([replace(one, id="other") for one in requests])
+    others = [
+        [requests[0]],
+        requests[::-1],
+        [replace(requests[0], artifact=2), requests[1]],
+        [replace(requests[0], is_trainable=False), requests[1]],
+        [replace(requests[0], meta={"a": 1}), requests[1]],
+    ]
+    assert len({description(each) for each in [requests, *others]}) == 6
+    assert "<object>" in description([EpisodeRequest("x", object())])
+    long = [EpisodeRequest("x", "a" * 10_000), EpisodeRequest("x", "b")]
+    assert len(description(long)) < 500
+    assert description(long) != description([long[0], EpisodeRequest("x", "c")])
 
 
 async def test_an_episode_that_cancels_itself_is_reported():

@@ -342,7 +342,7 @@ def _rotations(rope: nn.Module, width: int, start: int) -> tuple[np.ndarray, np.
 def _rotated(x: np.ndarray, positions: Positions) -> np.ndarray:
     """x [B, heads, n, T, width] turned to its positions (Su et al. 2021, arXiv:2104.09864, eq. 34)."""
     halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
-    turned = halves * positions.cosines
+    turned: np.ndarray = halves * positions.cosines
     turned += halves[..., ::-1, :] * positions.sines
     return turned.reshape(x.shape)
 
