@@ -7,7 +7,16 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 
-from selfplay_ray import Arena, Episode, EpisodeRequest, EpisodeState, Role, Rollout, Rubric, RunConfig
+from selfplay_ray import (
+    Arena,
+    Episode,
+    EpisodeState,
+    GroupedArena,
+    Role,
+    Rollout,
+    Rubric,
+    RunConfig,
+)
 from selfplay_ray.actors.run import train
 from selfplay_ray.command import run_command
 from selfplay_ray.config_sources import load_config
@@ -48,15 +57,14 @@ class BiddingEpisode(Episode):
         return state.data
 
 
-class BiddingArena(Arena):
-    def get_batch(self) -> list[EpisodeRequest]:
-        prizes = [self.rng.choices(range(1, 10), k=3) for _ in range(0, self.batch_size, 4)]
-        # Four games about the same prizes, which are compared with each other.
-        return [EpisodeRequest("bidding", prizes[i // 4], group=f"{i // 4}") for i in range(self.batch_size)]
+class BiddingArena(GroupedArena):
+    def draw_artifact(self) -> list[int]:
+        return self.rng.choices(range(1, 10), k=3)
 
 
 def make_arena(config: RunConfig) -> BiddingArena:
-    arena = BiddingArena(batch_size=config.batch_size)
+    # Four games about the same prizes, which are compared with each other.
+    arena = BiddingArena("bidding", config.batch_size, group_size=4)
     for name in BIDDERS:
         arena.add_role(Role(name, max_tokens=8))
     arena.add_episode("bidding", BiddingEpisode())

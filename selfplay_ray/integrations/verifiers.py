@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError, EpisodeError
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.integrations.textarena_game import Chance
 from selfplay_ray.integrations.verifiers_environment import (
     Environment,
@@ -29,7 +29,6 @@ from selfplay_ray.integrations.verifiers_stage import Sitting, Stage, stage_of
 from selfplay_ray.integrations.verifiers_switchboard import MODEL, ChatRequest
 from selfplay_ray.problems import Problem, hold_out, in_passes
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.runtime import ModelClient
 from selfplay_ray.types import Completion, EpisodeRequest, Role, Rollout
 
 ONLY_ROLE = "Agent"
@@ -125,7 +124,7 @@ class VerifiersEpisode(Episode):
         )
 
 
-class VerifiersArena(Arena):
+class VerifiersArena(GroupedArena):
     """``batch_size`` episodes a step, ``group_size`` of each task, compared with each other.
 
     The first ``limit`` tasks are played (0: all). Of them the share ``held_out`` is for evaluation; ``evaluation``,
@@ -147,12 +146,9 @@ class VerifiersArena(Arena):
         held_out: float = 0.1,
         limit: int = 1000,
         max_tokens: int | None = None,
-        client: ModelClient | None = None,
         **options: Any,
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(client, batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("task", batch_size, group_size, **options)
         env = environment.make()
         roles = _roles(environment, env)
         for role in roles.values():
@@ -167,14 +163,12 @@ class VerifiersArena(Arena):
             self.eval_type, self.eval_tasks = "held-out task", evaluation.tasks(evaluation.make(), limit)
             self.eval_order = _as_problems(self.eval_tasks)
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        count = -(-self.batch_size // self.group_size)
+    def draw_artifacts(self, count: int) -> list[TaskData]:
         chosen = in_passes(self.trained, self._batches * count, count, self.seed)
-        rows = [chosen[index // self.group_size]["row"] for index in range(self.batch_size)]
-        return [
-            EpisodeRequest("task", self.tasks[row], group=f"{index // self.group_size}: task {row}")
-            for index, row in enumerate(rows)
-        ]
+        return [self.tasks[task["row"]] for task in chosen]
+
+    def describe(self, artifact: TaskData) -> str:
+        return f"task {artifact.get('idx')}"
 
     def get_eval_batch(self, episodes: int) -> list[EpisodeRequest]:
         """What was held out, each task once, and no more than there is."""

@@ -24,7 +24,7 @@ from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.sandbox import Sandbox, call_function, read_literal
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Message, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Examples, GenerateResult, Role, Rollout
 
 KINDS = ("deduce", "abduce", "induce")
 SOLVED, WRONG, UNREADABLE = 1.0, -0.5, -1.0
@@ -72,11 +72,6 @@ EXAMPLES = {
 }
 
 
-def turns(*spoken: str) -> list[Message]:
-    """What was asked and answered in turn."""
-    return [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(spoken)]
-
-
 async def outputs(sandbox: Sandbox, program: str, inputs: Sequence[Any]) -> list[str] | None:
     """The ``repr`` of each output; None unless all are there, and the same in a second process."""
     first, second = [
@@ -107,13 +102,9 @@ class SolveEpisode(Episode):
         self.sandbox = sandbox
 
     async def rollout(self, arena: Arena, artifact: Puzzle, state: EpisodeState) -> EpisodeState:
-        shown = turns(
-            *(text for example in EXAMPLES[artifact.kind] for text in (example.question(), example.answer()))
-        )
-        messages = arena.role("Solver").build_messages(artifact.question(), shown)
-        state.data["reward"] = await self.judge(
-            artifact, (await self.call_model("Solver", messages, arena)).text
-        )
+        shown = [(example.question(), example.answer()) for example in EXAMPLES[artifact.kind]]
+        reply = await self.call_model("Solver", artifact.question(), arena, examples=shown)
+        state.data["reward"] = await self.judge(artifact, reply.text)
         return state
 
     async def judge(self, puzzle: Puzzle, text: str) -> float:
@@ -151,8 +142,8 @@ class ProposeEpisode(Episode):
         kind, known = artifact
         state.data = {"readable": False, "puzzle": None}
         inputs: list[Any] | None = None
-        messages = arena.role("Proposer").build_messages(*self.request(kind, known))
-        text = (await self.call_model("Proposer", messages, arena)).text
+        question, shown = self.request(kind, known)
+        text = (await self.call_model("Proposer", question, arena, examples=shown)).text
         if kind == "induce":
             program, inputs = known[-1]["program"], inputs_in(text)
         elif (found := PROPOSAL.fullmatch(text)) and (given := read_literal(found[2])):
@@ -168,14 +159,12 @@ class ProposeEpisode(Episode):
                 )
         return state
 
-    def request(self, kind: str, known: Sequence[Mapping[str, Any]]) -> tuple[str, list[Message]]:
-        """What is asked of the Proposer, and the turns before it."""
+    def request(self, kind: str, known: Sequence[Mapping[str, Any]]) -> tuple[str, Examples]:
+        """What is asked of the Proposer, and the examples before it."""
         if kind != "induce":
-            return PROPOSE, turns(
-                *(text for one in known for text in (PROPOSE, f"{one['program']}\nf({one['input']})"))
-            )
+            return PROPOSE, [(PROPOSE, f"{one['program']}\nf({one['input']})") for one in known]
         asked = [f"{one['program']}\nWrite {INPUTS} inputs x." for one in known]
-        return asked[-1], turns(asked[0], "2, 7, 1, 10", asked[1], "5, 3, 8, 20")
+        return asked[-1], [(asked[0], "2, 7, 1, 10"), (asked[1], "5, 3, 8, 20")]
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
         rewards = [child.rewards.get("Solver", 0.0) for child in state.child_results]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.sandbox import Sandbox, call_function
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import Role, Rollout
 
 RETURNS = 0.2  # the weight of returning anything, beside 1 for returning what is right
 NUMBERS: Mapping[str, Callable[[int, int], object]] = {
@@ -90,13 +90,11 @@ class WriteFunctionEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Sequence[Any], state: EpisodeState) -> EpisodeState:
         specification = Specification(*artifact)
-        shown = as_turns(
+        shown = [
             (request(signature, said), f"def {signature}:\n    {body}") for signature, said, body in EXAMPLES
-        )
+        ]
         asked = request(specification.signature, specification.returns)
-        reply = await self.call_model(
-            "Generator", arena.role("Generator").build_messages(asked, shown), arena
-        )
+        reply = await self.call_model("Generator", asked, arena, examples=shown)
         state.data["results"] = await call_function(
             self.sandbox, code_in(reply.text), "f", specification.calls
         )
@@ -106,25 +104,22 @@ class WriteFunctionEpisode(Episode):
         return {"results": state.data["results"]}
 
 
-class CodeGenerationArena(Arena):
+class CodeGenerationArena(GroupedArena):
     """``batch_size`` functions a step, ``group_size`` for each specification, which has ``n_tests`` test inputs."""
 
     def __init__(
         self, batch_size: int, sandbox: Sandbox, group_size: int = 8, n_tests: int = 4, **options: Any
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size, self.n_tests = group_size, n_tests
+        super().__init__("write", batch_size, group_size, **options)
+        self.n_tests = n_tests
         self.add_role(Role("Generator", max_tokens=40))
         self.add_episode("write", WriteFunctionEpisode(sandbox))
 
-    def get_batch(self) -> Sequence[EpisodeRequest]:
-        asked = [self.specification() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [
-            EpisodeRequest("write", list(asked[group]), group=f"{group}: {asked[group].returns}")
-            for group in groups
-        ]
+    def draw_artifact(self) -> list[Any]:
+        return list(self.specification())
+
+    def describe(self, artifact: Sequence[Any]) -> str:
+        return Specification(*artifact).returns
 
     def specification(self) -> Specification:
         """One of two numbers or of a list, with test inputs drawn anew."""

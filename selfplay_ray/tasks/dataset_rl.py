@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.problems import Problem, Row, hold_out, in_passes
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 Score = Callable[[str, Problem], float | Awaitable[float]]
 """What a reply to a problem is worth; best from 0 to 1. Of a class or module, so that it travels to the workers."""
@@ -41,11 +41,10 @@ class AnswerEpisode(Episode):
     def __init__(self, score: Score, shown: Sequence[Problem]) -> None:
         self.score = score
         self.rubric = Rubric([self.correct])
-        self.shown = as_turns((problem["prompt"], problem["answer"]) for problem in shown)
+        self.shown = [(problem["prompt"], problem["answer"]) for problem in shown]
 
     async def rollout(self, arena: Arena, artifact: Problem, state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Answerer").build_messages(artifact["prompt"], self.shown)
-        await self.call_model("Answerer", messages, arena)
+        await self.call_model("Answerer", artifact["prompt"], arena, examples=self.shown)
         return state
 
     async def correct(self, rollout: Rollout, arena: Arena) -> Mapping[str, float]:
@@ -54,7 +53,7 @@ class AnswerEpisode(Episode):
         return {"Answerer": await worth if inspect.isawaitable(worth) else worth}
 
 
-class DatasetRLArena(Arena):
+class DatasetRLArena(GroupedArena):
     """``batch_size`` replies a step, ``group_size`` to each problem, compared with each other.
 
     The share ``held_out`` of the questions is for evaluation (if it is 0, evaluations play what is trained on); of the
@@ -77,9 +76,7 @@ class DatasetRLArena(Arena):
         max_tokens: int | None = None,
         **options: Any,
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("answer", batch_size, group_size, **options)
         ours, reserved = hold_out(problems, held_out)
         ours = in_passes(ours, 0, len(ours), seed=0)  # so that those shown are not the first of a sorted file
         if len(ours) <= shots:
@@ -89,14 +86,11 @@ class DatasetRLArena(Arena):
         self.add_role(Role("Answerer", system_prompt, max_tokens=max_tokens))
         self.add_episode("answer", AnswerEpisode(score, ours[:shots]))
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        count = -(-self.batch_size // self.group_size)
-        asked = in_passes(self.problems, self._batches * count, count, self.seed)
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [
-            EpisodeRequest("answer", asked[group], group=f"{group}: row {asked[group]['row']}")
-            for group in groups
-        ]
+    def draw_artifacts(self, count: int) -> list[Problem]:
+        return in_passes(self.problems, self._batches * count, count, self.seed)
+
+    def describe(self, artifact: Problem) -> str:
+        return f"row {artifact['row']}"
 
     def get_eval_batch(self, episodes: int) -> list[EpisodeRequest]:
         """What was held out, each problem once, and no more than there is."""

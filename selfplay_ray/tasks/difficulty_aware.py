@@ -14,18 +14,18 @@ from typing import Any
 from selfplay_ray.answers import read_number, same_number
 from selfplay_ray.arena import Arena
 from selfplay_ray.artifacts import Artifact
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.seeds import derive_rng
 from selfplay_ray.tasks.proposer_solver import OPERATORS
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
+from selfplay_ray.types import GenerateResult, Role, Rollout
 
 KINDS = (("+", 9), ("-", 9), ("+", 20), ("*", 9), ("+", 99))
 """What problems there are, of numbers up to which."""
 NEAR = 0.5  # what a wrong answer is worth at most
 LEAST_WEIGHT = 0.02
-EXAMPLES = as_turns([("What is 2 + 1?", "3"), ("What is 3 * 2?", "6")])
+EXAMPLES = (("What is 2 + 1?", "3"), ("What is 3 * 2?", "6"))
 
 
 def problems(of_each: int) -> list[str]:
@@ -67,21 +67,18 @@ class SolveEpisode(Episode):
     rubric = Rubric([closeness])
 
     async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Solver").build_messages(f"What is {artifact}?", EXAMPLES)
-        await self.call_model("Solver", messages, arena)
+        await self.call_model("Solver", f"What is {artifact}?", arena, examples=EXAMPLES)
         return state
 
 
-class DifficultyAwareArena(Arena):
+class DifficultyAwareArena(GroupedArena):
     """``batch_size`` attempts a step, ``group_size`` at each problem, of ``pool`` problems of each kind. ``adapt`` is
     how far a weight moves at once: 0 never, which is drawing uniformly, 1 all the way."""
 
     def __init__(
         self, batch_size: int, group_size: int = 8, *, pool: int = 40, adapt: float = 0.5, **options: Any
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("solve", batch_size, group_size, **options)
         self.adapt = adapt
         self.add_role(Role("Solver", max_tokens=8))
         self.add_episode("solve", SolveEpisode())
@@ -89,11 +86,8 @@ class DifficultyAwareArena(Arena):
         for problem in problems(pool):
             store.add(Artifact(problem, None))
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        count = -(-self.batch_size // self.group_size)
-        drawn = self.stores["problems"].sample(count, weighted=True)
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("solve", drawn[g].id, group=f"{g}: {drawn[g].id}") for g in groups]
+    def draw_artifacts(self, count: int) -> list[str]:
+        return [problem.id for problem in self.stores["problems"].sample(count, weighted=True)]
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:
         """Changes no reward: weighs the problem anew. A store's data is the mean grade when it was last asked."""

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, as_turns
+from selfplay_ray.grouped_arena import GroupedArena
+from selfplay_ray.types import GenerateResult, Role
 
 AGREES, OUTLIER = 1.0, -1.0
 NUMBER = re.compile(r"-?\d+")
-EXAMPLES = as_turns([("What is 2 + 1?", "3"), ("What is 4 + 5?", "9")])
+EXAMPLES = (("What is 2 + 1?", "3"), ("What is 4 + 5?", "9"))
 
 
 def read_answer(text: str) -> str | None:
@@ -39,32 +39,27 @@ class SolveEpisode(Episode):
     """One attempt. It is rewarded when all of its group are in."""
 
     async def rollout(self, arena: Arena, artifact: Sequence[int], state: EpisodeState) -> EpisodeState:
-        question = f"What is {artifact[0]} + {artifact[1]}?"
-        await self.call_model("Solver", arena.role("Solver").build_messages(question, EXAMPLES), arena)
+        await self.call_model("Solver", f"What is {artifact[0]} + {artifact[1]}?", arena, examples=EXAMPLES)
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
         return {"answer": read_answer(state.last_completion_text)}
 
 
-class EnsembleVerificationArena(Arena):
+class EnsembleVerificationArena(GroupedArena):
     """``batch_size`` attempts a step, ``n_solvers`` at each question. A majority is at least ``quorum`` of them."""
 
     def __init__(self, batch_size: int, n_solvers: int = 8, quorum: int = 3, **options: Any) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.n_solvers = n_solvers
+        super().__init__("solve", batch_size, n_solvers, **options)
         self.quorum = quorum
         self.add_role(Role("Solver", max_tokens=8))
         self.add_episode("solve", SolveEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        questions = [
-            [self.rng.randint(0, 9), self.rng.randint(0, 9)]
-            for _ in range(0, self.batch_size, self.n_solvers)
-        ]
-        groups = [index // self.n_solvers for index in range(self.batch_size)]
-        return [EpisodeRequest("solve", questions[group], group=f"question-{group}") for group in groups]
+    def draw_artifact(self) -> list[int]:
+        return [self.rng.randint(0, 9), self.rng.randint(0, 9)]
+
+    def describe(self, artifact: Sequence[int]) -> str:
+        return f"{artifact[0]} + {artifact[1]}"
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:
         """1 for who says what the majority says, -1 for who says something else or nothing that can be read: silence

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.human.person import Person
 from selfplay_ray.judging.grammar import read_score
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, Examples, GenerateResult, Role, Rollout
 
 BEST = 10
 FORFEIT = -0.5
@@ -91,8 +91,8 @@ class AnswerEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Mapping[str, Any], state: EpisodeState) -> EpisodeState:
         asked = f"What is {artifact['question']}?"
-        messages = arena.role("Answerer").build_messages(asked, as_turns(ANSWERS))
-        state.data["answer"] = last_number((await self.call_model("Answerer", messages, arena)).text)
+        reply = await self.call_model("Answerer", asked, arena, examples=ANSWERS)
+        state.data["answer"] = last_number(reply.text)
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
@@ -151,11 +151,8 @@ class AmplifyEpisode(Episode):
             await arena.generate_rollouts([whole] * self.distillations)
         return state
 
-    async def _ask(
-        self, arena: Arena, role: str, question: str, examples: tuple[tuple[str, str], ...]
-    ) -> str:
-        messages = arena.role(role).build_messages(question, as_turns(examples))
-        return (await self.call_model(role, messages, arena)).text
+    async def _ask(self, arena: Arena, role: str, question: str, examples: Examples) -> str:
+        return (await self.call_model(role, question, arena, examples=examples)).text
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
         return state.data
@@ -167,7 +164,7 @@ def _answer(question: str, target: str | None = None, worth: float = 0.0) -> Epi
     return EpisodeRequest("answer", artifact, is_trainable=target is not None)
 
 
-class IteratedAmplificationArena(Arena):
+class IteratedAmplificationArena(GroupedArena):
     """``batch_size`` amplified answers a step, ``group_size`` to each question, all of which the ``person`` rates."""
 
     def __init__(
@@ -179,9 +176,7 @@ class IteratedAmplificationArena(Arena):
         distillations: int = 4,
         **options: Any,
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("amplify", batch_size, group_size, **options)
         self.add_role(Role("Decomposer", max_tokens=16))
         self.add_role(Role("Combiner", max_tokens=12))
         self.add_role(Role("Answerer", max_tokens=8))
@@ -189,12 +184,7 @@ class IteratedAmplificationArena(Arena):
         self.add_episode("answer", AnswerEpisode())
         self.add_episode("human", HumanEpisode(person))
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        questions = [self.question() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("amplify", questions[g], group=f"{g}: {questions[g]}") for g in groups]
-
-    def question(self) -> str:
+    def draw_artifact(self) -> str:
         return " + ".join(str(self.rng.randint(1, 9)) for _ in range(4))
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Message, Role, Rollout, as_turns
+from selfplay_ray.types import Examples, Role, Rollout
 
 ITEMS = ("apple", "bread", "cheese", "date", "egg", "fig")
 AGENTS = "ABCDE"
@@ -124,11 +124,10 @@ class MultiAgentNegotiationEpisode(Episode):
     async def _propose(
         self, arena: Arena, agent: str, values: Values, state: EpisodeState
     ) -> list[str] | None:
-        messages = arena.role(role_of(agent)).build_messages(
-            asked(agent, values[agent]), proposals(agent, list(values), len(values[agent]))
-        )
-        text = (await self.call_model(role_of(agent), messages, arena)).text
-        split = read_split(text, list(values), len(values[agent]))
+        agents, items = list(values), len(values[agent])
+        shown = proposals(agent, agents, items)
+        said = await self.call_model(role_of(agent), asked(agent, values[agent]), arena, examples=shown)
+        split = read_split(said.text, agents, items)
         _note(state, agent, split is not None)
         return split
 
@@ -136,8 +135,7 @@ class MultiAgentNegotiationEpisode(Episode):
         self, arena: Arena, agent: str, split: Split, artifact: Mapping[str, Any], state: EpisodeState
     ) -> bool:
         offered = offer(agent, split, artifact["values"][agent])
-        messages = arena.role(role_of(agent)).build_messages(offered, as_turns(VOTES))
-        vote = read_vote((await self.call_model(role_of(agent), messages, arena)).text)
+        vote = read_vote((await self.call_model(role_of(agent), offered, arena, examples=VOTES)).text)
         _note(state, agent, vote is not None)
         return bool(vote)
 
@@ -164,7 +162,7 @@ def offer(agent: str, split: Split, values: Sequence[int]) -> str:
     return f"You get {' and '.join(mine) or 'nothing'}: {got} of {sum(values)}. YES or NO?"
 
 
-def proposals(agent: str, agents: Sequence[str], items: int) -> list[Message]:
+def proposals(agent: str, agents: Sequence[str], items: int) -> Examples:
     """Two examples of how to propose: an agent takes what it likes best, the others have the rest in turn."""
     examples = []
     for shift in (1, 2):
@@ -172,7 +170,7 @@ def proposals(agent: str, agents: Sequence[str], items: int) -> list[Message]:
         others = itertools.cycle([other for other in agents if other != agent][::-1])
         split = [agent if value == max(values) else next(others) for value in values]
         examples.append((asked(agent, values), " ".join(split)))
-    return as_turns(examples)
+    return examples
 
 
 VOTES = (
@@ -186,7 +184,7 @@ def worths(items: int) -> list[int]:
     return [index * (index + 1) // 2 for index in range(items)]
 
 
-class MultiAgentNegotiationArena(Arena):
+class MultiAgentNegotiationArena(GroupedArena):
     """``batch_size`` negotiations a step, ``group_size`` about the same values, which are compared agent by agent."""
 
     def __init__(
@@ -200,19 +198,16 @@ class MultiAgentNegotiationArena(Arena):
         group_size: int = 4,
         **options: Any,
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.agents, self.items, self.group_size = AGENTS[:agents], items, group_size
+        super().__init__("split", batch_size, group_size, **options)
+        self.agents, self.items = AGENTS[:agents], items
         for agent in self.agents:
             self.add_role(Role(role_of(agent), temperature=TEMPERATURE, max_tokens=2 * items + 2))
         self.add_episode("split", MultiAgentNegotiationEpisode(rounds, pareto_weight))
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        positions = [self.position() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("split", positions[group], group=f"position-{group}") for group in groups]
-
-    def position(self) -> dict[str, Any]:
+    def draw_artifact(self) -> dict[str, Any]:
         """What is worth most to whom, and who proposes when."""
         values = {agent: self.rng.sample(worths(self.items), self.items) for agent in self.agents}
         return {"values": values, "order": self.rng.sample(self.agents, len(self.agents))}
+
+    def describe(self, artifact: Mapping[str, Any]) -> str:
+        return ", ".join(f"{agent} {values}" for agent, values in artifact["values"].items())

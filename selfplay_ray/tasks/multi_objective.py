@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import Examples, Role, Rollout
 
 NUMBER = re.compile(r"\d+")
 VERDICT = re.compile(r"\W*(right|wrong)\W*", re.IGNORECASE)
@@ -108,9 +108,8 @@ class MultiObjectiveEpisode(Episode):
     async def rollout(self, arena: Arena, artifact: tuple[int, int], state: EpisodeState) -> EpisodeState:
         problem = Problem(*artifact)
 
-        async def ask(role: str, question: str, examples: tuple[tuple[str, str], ...]) -> str:
-            messages = arena.role(role).build_messages(question, as_turns(examples))
-            return (await self.call_model(role, messages, arena)).text
+        async def ask(role: str, question: str, examples: Examples) -> str:
+            return (await self.call_model(role, question, arena, examples=examples)).text
 
         text = " ".join((await ask("Writer", str(problem), WRITTEN)).split())
         state.data = {"written": last_number(text), "summarized": None, "words": 0, "verdict": None}
@@ -129,22 +128,18 @@ class MultiObjectiveEpisode(Episode):
         return state.data
 
 
-class MultiObjectiveArena(Arena):
+class MultiObjectiveArena(GroupedArena):
     """``batch_size`` answers a step, ``group_size`` to each problem, compared role by role."""
 
     def __init__(self, batch_size: int, group_size: int = 8, **options: Any) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("write", batch_size, group_size, **options)
         self.add_role(Role("Writer", temperature=0.7, max_tokens=24))
         self.add_role(Role("Summarizer", max_tokens=16))
         self.add_role(Role("Critic", max_tokens=6))
         self.add_episode("write", MultiObjectiveEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        problems = [self.problem() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("write", problems[group], group=f"problem-{group}") for group in groups]
-
-    def problem(self) -> tuple[int, int]:
+    def draw_artifact(self) -> tuple[int, int]:
         return self.rng.randint(1, 9), self.rng.randint(1, 9)
+
+    def describe(self, artifact: tuple[int, int]) -> str:
+        return str(Problem(*artifact))

@@ -21,7 +21,7 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 PLAYERS = ("First", "Second")
 LEVELS = range(1, 5)
@@ -106,17 +106,14 @@ class DuelEpisode(Episode):
     async def rollout(self, arena: Arena, artifact: tuple[str, int], state: EpisodeState) -> EpisodeState:
         game, level = artifact
         question, right = GAMES[game](level, state.rng)
-        said = await asyncio.gather(*(self._answer(arena, player, question) for player in PLAYERS))
-        answers = {player: read_answer(text, game) for player, text in zip(PLAYERS, said, strict=True)}
+        asked = [self.call_model(player, question, arena, examples=ANSWERS) for player in PLAYERS]
+        said = await asyncio.gather(*asked)
+        answers = {player: read_answer(reply.text, game) for player, reply in zip(PLAYERS, said, strict=True)}
         state.data = {
             "answers": answers,
             "right": {player: answer == right for player, answer in answers.items()},
         }
         return state
-
-    async def _answer(self, arena: Arena, player: str, question: str) -> str:
-        messages = arena.role(player).build_messages(question, as_turns(ANSWERS))
-        return (await self.call_model(player, messages, arena)).text
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
         return state.data
@@ -131,8 +128,8 @@ class HostEpisode(Episode):
         self.duels = duels
 
     async def rollout(self, arena: Arena, artifact: list[str], state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Host").build_messages(ASKED, as_turns((ASKED, pick) for pick in artifact))
-        pick = read_pick((await self.call_model("Host", messages, arena)).text)
+        shown = [(ASKED, pick) for pick in artifact]
+        pick = read_pick((await self.call_model("Host", ASKED, arena, examples=shown)).text)
         state.data["pick"] = pick
         if pick is not None:
             state.child_results = await arena.generate_rollouts([EpisodeRequest("duel", pick)] * self.duels)

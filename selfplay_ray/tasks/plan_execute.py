@@ -10,11 +10,11 @@ import re
 from typing import Any, NamedTuple
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.judging import read_choice
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import Examples, Role, Rollout
 
 PLANNER, EXECUTOR, CRITIC, REVISER = "Planner", "Executor", "Critic", "Reviser"
 NAMES = ("Ann", "Bob", "Carla", "Dan", "Eve", "Finn", "Gina", "Hugo")
@@ -134,31 +134,26 @@ class PlanExecuteEpisode(Episode):
         await self.ask(arena, REVISER, examples, revision(problem, plan, result, verdict))
         return state
 
-    async def ask(self, arena: Arena, role: str, examples: list[tuple[str, str]], question: str) -> str:
+    async def ask(self, arena: Arena, role: str, examples: Examples, question: str) -> str:
         """What ``role`` answers ``question``, after examples of how to."""
-        messages = arena.role(role).build_messages(question, as_turns(examples))
-        return (await self.call_model(role, messages, arena)).text.strip()
+        return (await self.call_model(role, question, arena, examples=examples)).text.strip()
 
 
-class PlanExecuteArena(Arena):
+class PlanExecuteArena(GroupedArena):
     """``batch_size`` episodes a step, ``group_size`` on each problem, compared with each other."""
 
     def __init__(self, batch_size: int, group_size: int = 8, **options: Any) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("plan", batch_size, group_size, **options)
         self.add_role(Role(PLANNER, max_tokens=16))
         for role in (EXECUTOR, CRITIC, REVISER):
             self.add_role(Role(role, max_tokens=8))
         self.add_episode("plan", PlanExecuteEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        problems = [self.problem() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("plan", list(problems[g]), group=f"{g}: {problems[g]}") for g in groups]
-
-    def problem(self) -> Problem:
-        """Of numbers from 1 to 9, of which nobody gives away more than there are."""
+    def draw_artifact(self) -> list[Any]:
+        """A problem of numbers from 1 to 9, in which nobody gives away more than there are."""
         has, gets = self.rng.randint(1, 9), self.rng.randint(1, 9)
         gives = self.rng.randint(1, min(9, has + gets))
-        return Problem(self.rng.choice(NAMES), self.rng.choice(THINGS), has, gets, gives)
+        return [self.rng.choice(NAMES), self.rng.choice(THINGS), has, gets, gives]
+
+    def describe(self, artifact: list[Any]) -> str:
+        return str(Problem(*artifact))

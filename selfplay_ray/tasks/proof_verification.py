@@ -11,24 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.judging.grammar import read_choice
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 LINE = re.compile(r"=?\s*(\d{1,6}(?:\s*[+*]\s*\d{1,6})*)\s*\.?", re.ASCII)
 TOKEN = re.compile(r"\d+|[+*]", re.ASCII)
 MOST_LINES = 8
 SHAPE, VALID, COMPLETE = 0.2, 0.4, 0.4  # what each part of a proof is worth at most
-PROVER_EXAMPLES = as_turns([("Work out: 1 + 2 + 4", "= 3 + 4\n= 7"), ("Work out: 5 + 2 + 1", "= 7 + 1\n= 8")])
-VERIFIER_EXAMPLES = as_turns(
-    [
-        ("1 + 2 + 4 = 3 + 4", "valid"),
-        ("5 + 3 = 9", "invalid"),
-        ("2 + 6 + 1 = 5 + 1", "invalid"),
-        ("4 + 2 = 6", "valid"),
-    ]
+PROVER_EXAMPLES = (("Work out: 1 + 2 + 4", "= 3 + 4\n= 7"), ("Work out: 5 + 2 + 1", "= 7 + 1\n= 8"))
+VERIFIER_EXAMPLES = (
+    ("1 + 2 + 4 = 3 + 4", "valid"),
+    ("5 + 3 = 9", "invalid"),
+    ("2 + 6 + 1 = 5 + 1", "invalid"),
+    ("4 + 2 = 6", "valid"),
 )
 
 
@@ -115,8 +113,7 @@ class VerifyEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Sequence[str], state: EpisodeState) -> EpisodeState:
         old, new = artifact
-        messages = arena.role("Verifier").build_messages(f"{old} = {new}", VERIFIER_EXAMPLES)
-        await self.call_model("Verifier", messages, arena)
+        await self.call_model("Verifier", f"{old} = {new}", arena, examples=VERIFIER_EXAMPLES)
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
@@ -132,8 +129,8 @@ class ProveEpisode(Episode):
         self.verdicts = verdicts
 
     async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Prover").build_messages(f"Work out: {artifact}", PROVER_EXAMPLES)
-        proof = read_proof((await self.call_model("Prover", messages, arena)).text)
+        reply = await self.call_model("Prover", f"Work out: {artifact}", arena, examples=PROVER_EXAMPLES)
+        proof = read_proof(reply.text)
         state.data["proof"] = proof
         steps = [step for step in steps_of(artifact, proof) if step[1]]
         state.child_results = await arena.generate_rollouts(
@@ -149,7 +146,7 @@ class ProveEpisode(Episode):
         return {"proof": state.data["proof"]}
 
 
-class ProofVerificationArena(Arena):
+class ProofVerificationArena(GroupedArena):
     """``batch_size`` proofs a step, ``group_size`` of each statement, ``verdicts`` on each of their steps. Statements
     are of ``terms`` numbers, and multiply every fourth time if ``products``."""
 
@@ -163,9 +160,7 @@ class ProofVerificationArena(Arena):
         products: bool = False,
         **options: Any,
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("prove", batch_size, group_size, **options)
         self.terms = terms
         self.symbols = "+++*" if products else "+"
         self.add_role(Role("Prover", max_tokens=8 * terms))
@@ -173,13 +168,8 @@ class ProofVerificationArena(Arena):
         self.add_episode("prove", ProveEpisode(verdicts))
         self.add_episode("verify", VerifyEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        statements = [self.statement() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("prove", statements[g], group=f"{g}: {statements[g]}") for g in groups]
-
-    def statement(self) -> str:
-        """Something to work out."""
+    def draw_artifact(self) -> str:
+        """A statement: something to work out."""
         text = str(self.rng.randint(1, 9))
         for _ in range(self.terms - 1):
             text += f" {self.rng.choice(self.symbols)} {self.rng.randint(1, 9)}"

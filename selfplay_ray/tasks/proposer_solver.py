@@ -16,7 +16,7 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState, SingleTurnEpisode
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 QUESTION = re.compile(r"[^\d]*?(\d{1,3}) ?([-+*]) ?(\d{1,3})(?!\d)[^\d]*")
@@ -84,9 +84,9 @@ class ProposeEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Sequence[str], state: EpisodeState) -> EpisodeState:
         shown, answered, asked = artifact
-        example = as_turns([(REQUEST + shown, answered)])
-        messages = arena.role("Proposer").build_messages(REQUEST + asked, example)
-        question = Question.parse((await self.call_model("Proposer", messages, arena)).text)
+        example = (REQUEST + shown, answered)
+        reply = await self.call_model("Proposer", REQUEST + asked, arena, examples=[example])
+        question = Question.parse(reply.text)
         state.data["question"] = question
         if question is not None:
             requests = [EpisodeRequest("solve", question)] * self.n_solver_rollouts

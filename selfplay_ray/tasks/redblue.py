@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import Role, Rollout
 
 NUMBER = re.compile(r"\d+")
 WORD = re.compile(r"\w")
@@ -55,13 +55,12 @@ class RedBlueEpisode(Episode):
     async def rollout(self, arena: Arena, artifact: tuple[int, int], state: EpisodeState) -> EpisodeState:
         left, right = artifact
         asked = f"{left} + {right}"
-        attacker, defender = arena.role("Attacker"), arena.role("Defender")
-        prompt = attacker.build_messages(ATTACK.format(asked), as_turns(ATTACKS))
-        note = " ".join((await self.call_model("Attacker", prompt, arena)).text.split())
+        attack = await self.call_model("Attacker", ATTACK.format(asked), arena, examples=ATTACKS)
+        note = " ".join(attack.text.split())
         state.data = {"succeeded": False, "forfeited": True, "unreadable": False}
         if WORD.search(note):
-            task = defender.build_messages(TASK.format(note, asked), as_turns(ANSWERS))
-            numbers = NUMBER.findall((await self.call_model("Defender", task, arena)).text)
+            reply = await self.call_model("Defender", TASK.format(note, asked), arena, examples=ANSWERS)
+            numbers = NUMBER.findall(reply.text)
             right_answer = bool(numbers) and int(numbers[-1]) == left + right
             state.data = {"succeeded": not right_answer, "forfeited": False, "unreadable": not numbers}
         return state
@@ -70,22 +69,18 @@ class RedBlueEpisode(Episode):
         return state.data
 
 
-class RedBlueArena(Arena):
+class RedBlueArena(GroupedArena):
     """``batch_size`` attacks a step, ``group_size`` on each sum: Attackers are compared with those who attacked the
     same, and Defenders with those who had the same to do."""
 
     def __init__(self, batch_size: int, group_size: int = 8, **options: Any) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("redblue", batch_size, group_size, **options)
         self.add_role(Role("Attacker", max_tokens=20))
         self.add_role(Role("Defender", max_tokens=12))
         self.add_episode("redblue", RedBlueEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        sums = [
-            (self.rng.randint(1, 9), self.rng.randint(1, 9))
-            for _ in range(0, self.batch_size, self.group_size)
-        ]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("redblue", sums[g], group=f"{g}: {sums[g][0]} + {sums[g][1]}") for g in groups]
+    def draw_artifact(self) -> tuple[int, int]:
+        return self.rng.randint(1, 9), self.rng.randint(1, 9)
+
+    def describe(self, artifact: tuple[int, int]) -> str:
+        return f"{artifact[0]} + {artifact[1]}"

@@ -12,11 +12,11 @@ import statistics
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.judging import Example, Grade, GradingJudge
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import Role, Rollout
 
 GENERATOR, CRITIC, REVISER = "Generator", "Critic", "Reviser"
 TOPICS = (
@@ -63,8 +63,8 @@ class RefineLoopEpisode(Episode):
 
     async def ask(self, arena: Arena, role: str, example: str, answer: str, question: str) -> str:
         """What ``role`` answers ``question``, after an example of how to."""
-        messages = arena.role(role).build_messages(question, as_turns([(example, answer)]))
-        return (await self.call_model(role, messages, arena)).text.strip()
+        reply = await self.call_model(role, question, arena, examples=[(example, answer)])
+        return reply.text.strip()
 
     async def quality(self, rollout: Rollout, arena: Arena) -> dict[str, float]:
         """The last draft's grade for those who write, the mean improvement of a round for who criticizes."""
@@ -84,20 +84,16 @@ class RefineLoopEpisode(Episode):
         return await self.judge.grade(arena, draft, task(topic)) if draft else Grade((0.0,))
 
 
-class RefineLoopArena(Arena):
+class RefineLoopArena(GroupedArena):
     """``batch_size`` episodes a step, ``group_size`` about each topic, compared with each other."""
 
     def __init__(
         self, batch_size: int, judging: GradingJudge, rounds: int = 1, group_size: int = 8, **options: Any
     ) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("refine", batch_size, group_size, **options)
         for role in (GENERATOR, CRITIC, REVISER):
             self.add_role(Role(role, max_tokens=32))
         self.add_episode("refine", RefineLoopEpisode(judging, rounds))
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        topics = [self.rng.choice(TOPICS) for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("refine", topics[g], group=f"{g}: {topics[g]}") for g in groups]
+    def draw_artifact(self) -> str:
+        return self.rng.choice(TOPICS)

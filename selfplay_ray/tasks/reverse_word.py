@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from selfplay_ray.arena import Arena
-from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import Role, Rollout
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 REQUEST = "Spell backwards: "
@@ -42,28 +42,20 @@ class ReverseWordEpisode(Episode):
     rubric = Rubric([reversal_reward])
 
     async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
-        examples = as_turns((REQUEST + spelled(word), spelled(word[::-1])) for word in EXAMPLES)
-        messages = arena.role("Speller").build_messages(REQUEST + spelled(artifact), examples)
-        await self.call_model("Speller", messages, arena)
+        examples = [(REQUEST + spelled(word), spelled(word[::-1])) for word in EXAMPLES]
+        await self.call_model("Speller", REQUEST + spelled(artifact), arena, examples=examples)
         return state
 
 
-class ReverseWordArena(Arena):
+class ReverseWordArena(GroupedArena):
     """``batch_size`` answers a step, ``group_size`` to each word, compared with each other."""
 
     def __init__(self, batch_size: int, group_size: int = 8, **options: Any) -> None:
-        options.setdefault("credit_assigner", GRPOCredit(normalize=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("reverse", batch_size, group_size, **options)
         self.add_role(Role("Speller", max_tokens=8))
         self.add_episode("reverse", ReverseWordEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        words = [self.word() for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("reverse", words[group], group=f"{group}: {words[group]}") for group in groups]
-
-    def word(self) -> str:
-        """Three letters that can be pronounced."""
+    def draw_artifact(self) -> str:
+        """A word: three letters that can be pronounced."""
         consonants = self.rng.choices(CONSONANTS, k=2)
         return consonants[0] + self.rng.choice(VOWELS) + consonants[1]

@@ -14,9 +14,10 @@ from selfplay_ray.answers import read_number, same_number
 from selfplay_ray.arena import Arena
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.judging.grammar import read_choice
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 Filter = Literal["check", "verifier", "both"]
 """What a sample must pass to be kept: the computed check, most of the Verifier's verdicts, or both."""
@@ -30,14 +31,12 @@ def claim(numbers: Sequence[int], answer: str) -> str:
     return f"Is {' + '.join(map(str, numbers))} = {answer}?"
 
 
-GENERATOR_EXAMPLES = as_turns([(question([2, 1]), "3"), (question([4, 5]), "9")])
-VERIFIER_EXAMPLES = as_turns(
-    [
-        (claim([2, 1], "3"), "yes"),
-        (claim([4, 5], "7"), "no"),
-        (claim([6, 2], "4"), "no"),
-        (claim([1, 7], "8"), "yes"),
-    ]
+GENERATOR_EXAMPLES = ((question([2, 1]), "3"), (question([4, 5]), "9"))
+VERIFIER_EXAMPLES = (
+    (claim([2, 1], "3"), "yes"),
+    (claim([4, 5], "7"), "no"),
+    (claim([6, 2], "4"), "no"),
+    (claim([1, 7], "8"), "yes"),
 )
 
 
@@ -56,9 +55,7 @@ class VerifyEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Mapping[str, Any], state: EpisodeState) -> EpisodeState:
         asked = claim(artifact["numbers"], artifact["answer"])
-        await self.call_model(
-            "Verifier", arena.role("Verifier").build_messages(asked, VERIFIER_EXAMPLES), arena
-        )
+        await self.call_model("Verifier", asked, arena, examples=VERIFIER_EXAMPLES)
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:
@@ -72,8 +69,8 @@ class DistillEpisode(Episode):
         self.rubric = Rubric([self.survived, self.right], [1.0, 0.0])
 
     async def rollout(self, arena: Arena, artifact: Sequence[int], state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Generator").build_messages(question(artifact), GENERATOR_EXAMPLES)
-        said = read_number((await self.call_model("Generator", messages, arena)).text)
+        reply = await self.call_model("Generator", question(artifact), arena, examples=GENERATOR_EXAMPLES)
+        said = read_number(reply.text)
         state.data["answer"] = None if said is None else str(said.value)
         if said is not None:
             about = {"numbers": list(artifact), "answer": str(said.value)}
@@ -100,7 +97,7 @@ class DistillEpisode(Episode):
         return {"Generator": float(kept[self.kept_by])}
 
 
-class SelfDistillationArena(Arena):
+class SelfDistillationArena(GroupedArena):
     """``batch_size`` samples a step, ``group_size`` of each question, with ``verdicts`` on each. What did worse than
     its siblings is not learned from, so a group of which all were kept has nothing more to give."""
 
@@ -114,15 +111,14 @@ class SelfDistillationArena(Arena):
         **options: Any,
     ) -> None:
         options.setdefault("credit_assigner", GRPOCredit(positive_only=True))
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("distill", batch_size, group_size, **options)
         self.add_role(Role("Generator", max_tokens=8))
         self.add_role(Role("Verifier", max_tokens=4))
         self.add_episode("distill", DistillEpisode(kept_by, verdicts))
         self.add_episode("verify", VerifyEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        count = -(-self.batch_size // self.group_size)
-        asked = [[self.rng.randint(0, 9), self.rng.randint(0, 9)] for _ in range(count)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [EpisodeRequest("distill", asked[group], group=f"question-{group}") for group in groups]
+    def draw_artifact(self) -> list[int]:
+        return [self.rng.randint(0, 9), self.rng.randint(0, 9)]
+
+    def describe(self, artifact: Sequence[int]) -> str:
+        return question(artifact)

@@ -18,10 +18,10 @@ from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.tasks.proposer_solver import REQUEST, Question
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
 
 SEEDS = ("1 + 1", "1 + 2", "2 + 2", "3 + 2", "4 + 1", "2 + 5", "5 + 1", "3 + 4")
-EXAMPLES = as_turns([("What is 2 + 3?", "5"), ("What is 14 + 5?", "19")])
+EXAMPLES = (("What is 2 + 3?", "5"), ("What is 14 + 5?", "19"))
 
 
 def answer_of(problem: str) -> str:
@@ -39,8 +39,7 @@ class SolveEpisode(Episode):
     rubric = Rubric([solver_reward])
 
     async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Solver").build_messages(f"What is {artifact}?", EXAMPLES)
-        await self.call_model("Solver", messages, arena)
+        await self.call_model("Solver", f"What is {artifact}?", arena, examples=EXAMPLES)
         return state
 
 
@@ -52,9 +51,9 @@ class GenerateEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Sequence[str], state: EpisodeState) -> EpisodeState:
         shown, answered, asked = artifact
-        example = as_turns([(REQUEST + shown, answered)])
-        messages = arena.role("Generator").build_messages(REQUEST + asked, example)
-        question = Question.parse((await self.call_model("Generator", messages, arena)).text)
+        example = (REQUEST + shown, answered)
+        reply = await self.call_model("Generator", REQUEST + asked, arena, examples=[example])
+        question = Question.parse(reply.text)
         state.data["problem"] = None if question is None else str(question)
         if question is not None:
             attempts = [EpisodeRequest("solve", str(question), is_trainable=False)] * self.n_attempts

@@ -17,8 +17,9 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.errors import ConfigError
+from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 CORPUS = """\
 A week has seven days. It begins on Monday and ends on Sunday. A year has twelve months, and the first is January.
@@ -42,15 +43,13 @@ The heart pumps blood. The lungs take in oxygen. A human hand has five fingers.
 Ice is cold and fire is hot. Lemons are sour and sugar is sweet. Lead is heavy and a feather is light.
 """
 PASSAGE = "Text: "
-CHALLENGER_EXAMPLES = as_turns(
-    [
-        (PASSAGE + "A dog has four legs. Dogs bark.", "Q: How many legs does a dog have? A: four"),
-        (PASSAGE + "London is the capital of England.", "Q: What is the capital of England? A: London"),
-        (PASSAGE + "Coal is black. It burns.", "Q: What color is coal? A: black"),
-        (PASSAGE + "Fish live in water.", "Q: Where do fish live? A: water"),
-    ]
+CHALLENGER_EXAMPLES = (
+    (PASSAGE + "A dog has four legs. Dogs bark.", "Q: How many legs does a dog have? A: four"),
+    (PASSAGE + "London is the capital of England.", "Q: What is the capital of England? A: London"),
+    (PASSAGE + "Coal is black. It burns.", "Q: What color is coal? A: black"),
+    (PASSAGE + "Fish live in water.", "Q: Where do fish live? A: water"),
 )
-REASONER_EXAMPLES = as_turns([("How many eyes does a cat have?", "two"), ("What color is coal?", "black")])
+REASONER_EXAMPLES = (("How many eyes does a cat have?", "two"), ("What color is coal?", "black"))
 TASK = re.compile(r"\s*Q: ([^\n?]{3,150}\?)\s*A: ([^\n]{1,40}?)\.?\s*")
 RIGHT, ALONE = 0.5, 1.0  # an answer among other words, and by itself
 INVALID = -0.1
@@ -115,8 +114,7 @@ class ReasonEpisode(Episode):
     rubric = Rubric([reasoner_reward])
 
     async def rollout(self, arena: Arena, artifact: Mapping[str, str], state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Reasoner").build_messages(artifact["question"], REASONER_EXAMPLES)
-        await self.call_model("Reasoner", messages, arena)
+        await self.call_model("Reasoner", artifact["question"], arena, examples=REASONER_EXAMPLES)
         return state
 
 
@@ -127,8 +125,8 @@ class ChallengeEpisode(Episode):
         self.n_reasoners = n_reasoners
 
     async def rollout(self, arena: Arena, artifact: str, state: EpisodeState) -> EpisodeState:
-        messages = arena.role("Challenger").build_messages(PASSAGE + artifact, CHALLENGER_EXAMPLES)
-        task = Task.read((await self.call_model("Challenger", messages, arena)).text)
+        reply = await self.call_model("Challenger", PASSAGE + artifact, arena, examples=CHALLENGER_EXAMPLES)
+        task = Task.read(reply.text)
         if task is not None and task.is_grounded(artifact):
             requests = [EpisodeRequest("reason", task._asdict())] * self.n_reasoners
             state.child_results = await arena.generate_rollouts(requests)
@@ -140,7 +138,7 @@ class ChallengeEpisode(Episode):
         return {"outcomes": [float(reward >= RIGHT) for reward in rewards]}
 
 
-class SpiceArena(Arena):
+class SpiceArena(GroupedArena):
     """``batch_size`` questions a step, ``group_size`` from each passage, compared with each other; ``n_reasoners``
     answer each."""
 
@@ -154,18 +152,16 @@ class SpiceArena(Arena):
         **options: Any,
     ) -> None:
         options.setdefault("credit_assigner", GRPOCredit())  # undivided, as in the paper (Dr. GRPO)
-        super().__init__(batch_size=batch_size, **options)
-        self.group_size = group_size
+        super().__init__("challenge", batch_size, group_size, **options)
         self.passages = passages(corpus)
         self.add_role(Role("Challenger", temperature=TEMPERATURE, max_tokens=28))
         self.add_role(Role("Reasoner", temperature=TEMPERATURE, max_tokens=8))
         self.add_episode("challenge", ChallengeEpisode(n_reasoners))
         self.add_episode("reason", ReasonEpisode())
 
-    def get_batch(self) -> list[EpisodeRequest]:
-        read = [self.rng.randrange(len(self.passages)) for _ in range(0, self.batch_size, self.group_size)]
-        groups = [index // self.group_size for index in range(self.batch_size)]
-        return [
-            EpisodeRequest("challenge", self.passages[read[group]], group=f"{group}: passage {read[group]}")
-            for group in groups
-        ]
+    def draw_artifact(self) -> str:
+        return self.rng.choice(self.passages)
+
+    def describe(self, artifact: str) -> str:
+        """How the passage begins."""
+        return " ".join(artifact.split()[:5])

@@ -20,7 +20,7 @@ from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.judging import KnownPair, PairwiseJudge
 from selfplay_ray.ratings import Match, bradley_terry
 from selfplay_ray.rubric import Rubric
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout, as_turns
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Role, Rollout
 
 PRODUCTS = (
     "a bakery", "a bicycle shop", "a library", "a swimming pool", "a coffee house", "a toy shop", "a zoo",
@@ -60,9 +60,8 @@ class ProposalEpisode(Episode):
 
     async def rollout(self, arena: Arena, artifact: Contest, state: EpisodeState) -> EpisodeState:
         product, slogan = artifact["example"]
-        example = as_turns([(wanted(product), slogan)])
-        messages = arena.role(PROPOSER).build_messages(wanted(artifact["product"]), example)
-        await self.call_model(PROPOSER, messages, arena)
+        example = (wanted(product), slogan)
+        await self.call_model(PROPOSER, wanted(artifact["product"]), arena, examples=[example])
         return state
 
     def get_extras(self, state: EpisodeState) -> Mapping[str, Any]:

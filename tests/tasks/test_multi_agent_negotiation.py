@@ -163,7 +163,7 @@ async def test_the_examples_are_legal_and_good():
         return "A A A A" if "Who gets" in messages[-1]["content"] else "YES"
 
     arena = MultiAgentNegotiationArena(4, client=MockInferenceClient(reply))
-    await arena.run_episode("split", arena.position())
+    await arena.run_episode("split", arena.draw_artifact())
     for example in asked[0][1:-1:2]:
         assert read_split(example["content"], "ABC", 4) == example["content"].split()
     for example in asked[1][1:-1:2]:
