@@ -10,8 +10,8 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError
 
-from selfplay_ray.actors.faults import root_cause
-from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
+from selfplay_ray.actors.faults import one_line, root_cause
+from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
 from selfplay_ray.errors import ClusterError, ConfigError, EpisodeError, SelfPlayError
 from selfplay_ray.evaluation import Evaluation
 from selfplay_ray.runlog.folder import RunLog
@@ -34,6 +34,7 @@ class ArenaActor:
         self._putting = 0
         self._evaluated: dict[str, float] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left: dict[str, int] = {}  # of engines, of judges: how many haven't died for good
 
     async def connect(self, peers: Peers) -> None:
         self._peers = peers
@@ -49,6 +50,10 @@ class ArenaActor:
         for worker in self._peers.workers:
             self._coordinator.scheduler.add_worker(worker)
             self._in_background(self._watch(worker))
+        for kind, handles in (("inference engine", self._peers.engines), ("judge", self._peers.judges)):
+            self._left[kind] = len(handles)
+            for handle in handles:
+                self._in_background(self._look_after(kind, handle))
         self._in_background(self._look_for_stragglers())
         self._pump()
 
@@ -166,11 +171,32 @@ class ArenaActor:
             except RayActorError:  # restarting, or out of reach: it is asked again
                 self._pump(lambda: scheduler.remove_worker(worker))
 
+    async def _look_after(self, kind: str, handle: Handle) -> None:
+        """Let an engine or a judge whose process was replaced take work again, an engine with the weights of now."""
+        if not hasattr(handle, "connected"):
+            return  # an endpoint's, or of a class that can't be restarted: who needs it notices
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            try:
+                if not await handle.connected.remote():
+                    await handle.connect.remote(self._peers)
+                    if handle in self._peers.engines:
+                        await self._peers.broadcaster.catch_up.remote(handle)
+            except ActorDiedError as died:
+                self._left[kind] -= 1
+                if not self._left[kind]:
+                    self._fail(ClusterError(f"the last {kind} died and isn't restarted: {one_line(died)}"))
+                return
+            except RayActorError:  # restarting, or out of reach: it is asked again
+                pass
+
     def _lose(self, worker: str, died: ActorDiedError) -> None:
         """``worker`` won't come back; the run goes on as long as there is another."""
         self._pump(lambda: self._coordinator.scheduler.remove_worker(worker))
         if not self._coordinator.scheduler.workers:
-            self._fail(ClusterError(f"the last rollout worker, {worker}, died and isn't restarted: {died}"))
+            self._fail(
+                ClusterError(f"the last rollout worker, {worker}, died and isn't restarted: {one_line(died)}")
+            )
 
     def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -19,7 +19,7 @@ def get(reference: Any) -> Any:
         if isinstance(cause, SelfPlayError):
             raise cause from None
         if isinstance(cause, RayError):
-            raise ClusterError(f"an actor was lost: {' '.join(str(cause).split())}") from error
+            raise ClusterError(f"an actor was lost: {one_line(cause)}") from error
         raise
 
 
@@ -28,3 +28,8 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError):
         error = error.cause
     return error
+
+
+def one_line(error: BaseException) -> str:
+    """What Ray says in several."""
+    return " ".join(str(error).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from selfplay_ray.actors.protocols import ActorContext, Peers
+from selfplay_ray.errors import UnavailableError
 from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.models import resolve_model
@@ -15,14 +16,21 @@ class JudgePool:
     """One member of the pool: an engine of its own, without an adapter, so that what it values doesn't drift."""
 
     def __init__(self, context: ActorContext) -> None:
+        self._name = context.name
         self._config = context.config
+        self._client: EngineClient | None = None
 
     async def connect(self, peers: Peers) -> None:
         self._client = await asyncio.to_thread(self._load)
+
+    async def connected(self) -> bool:
+        return self._client is not None
 
     def _load(self) -> EngineClient:
         engine = Engine(resolve_model(self._config.model_path), max_batch_size=self._config.concurrency)
         return EngineClient.for_engine(engine, self._config.max_tokens)
 
     async def complete(self, call: ModelCall) -> Completion:
+        if self._client is None:  # restarted, and the arena is about to notice
+            raise UnavailableError(f"{self._name} has not loaded the model yet")
         return await self._client.complete(call)

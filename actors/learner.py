@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 
 import ray
+from ray.exceptions import RayActorError
 
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
 from selfplay_ray.errors import TrainingError
@@ -169,12 +171,17 @@ class Learner:
         ray.get(self._peers.queue.forget.remote(oldest))
 
     def _engine_stats(self) -> list[EngineStats]:
-        stats: list[EngineStats] = ray.get([engine.stats.remote() for engine in self._peers.engines])
+        """Of those that are there."""
+        stats = []
+        for asked in [engine.stats.remote() for engine in self._peers.engines]:
+            with contextlib.suppress(RayActorError):
+                stats.append(ray.get(asked))
         return stats
 
 
 class Meter:
-    """Generated tokens per second, and seconds spent swapping weights, since it was last read."""
+    """Generated tokens per second, and seconds spent swapping weights, since it was last read. An engine that was
+    lost takes what it had counted with it: at least 0."""
 
     def __init__(self) -> None:
         self._time = time.monotonic()
@@ -185,6 +192,7 @@ class Meter:
         now = time.monotonic()
         tokens = sum(engine.generated_tokens for engine in engines)
         swapping = sum(engine.swap_seconds for engine in engines)
-        rate, swapped = (tokens - self._tokens) / (now - self._time), swapping - self._swapping
+        rate = max(0, tokens - self._tokens) / (now - self._time)
+        swapped = max(0.0, swapping - self._swapping)
         self._time, self._tokens, self._swapping = now, tokens, swapping
         return rate, swapped

@@ -78,6 +78,13 @@ class ConnectedActor(Protocol):
     async def connect(self, peers: Peers) -> None: ...
 
 
+class RestartedActor(ConnectedActor, Protocol):
+    """One whose process Ray may replace (``ActorSpec.max_restarts``). ``connected`` is False in a process that was
+    restarted and has forgotten everything; the arena asks now and then, and connects it again."""
+
+    async def connected(self) -> bool: ...
+
+
 class ArenaProtocol(ConnectedActor, Protocol):
     """Sends episode requests to workers, gathers results, credits them, fills the queue."""
 
@@ -100,16 +107,14 @@ class ArenaProtocol(ConnectedActor, Protocol):
     async def finish(self) -> None: ...
 
 
-class WorkerProtocol(ConnectedActor, Protocol):
-    """Plays episodes. ``connected`` is False in a process that was restarted and has forgotten everything."""
+class WorkerProtocol(RestartedActor, Protocol):
+    """Plays episodes."""
 
     async def accept(self, orders: Orders) -> None: ...
 
-    async def connected(self) -> bool: ...
 
-
-class EngineProtocol(ConnectedActor, Protocol):
-    """Samples tokens, and takes new weights while it does."""
+class EngineProtocol(RestartedActor, Protocol):
+    """Samples tokens, and takes new weights while it does; UnavailableError until it has got the first."""
 
     async def generate(self, request: GenerationRequest) -> Generation: ...
 
@@ -124,7 +129,7 @@ class EndpointProtocol(EngineProtocol, Protocol):
     async def close(self) -> None: ...
 
 
-class JudgeProtocol(ConnectedActor, Protocol):
+class JudgeProtocol(RestartedActor, Protocol):
     """Answers model calls that are made without a role. Nothing it says is trained on."""
 
     async def complete(self, call: ModelCall) -> Completion: ...
@@ -155,6 +160,9 @@ class LearnerProtocol(ConnectedActor, Protocol):
 
 
 class BroadcasterProtocol(ConnectedActor, Protocol):
-    """Gives weights to all engines, then tells the arena that the policy has advanced."""
+    """Gives weights to all engines, then tells the arena that the policy has advanced. An engine that was away
+    catches up."""
 
     async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
+
+    async def catch_up(self, engine: Handle) -> None: ...

@@ -24,13 +24,14 @@ class RolloutWorker:
 
     def __init__(self, context: ActorContext) -> None:
         self._context = context
+        self._retry = RetrySettings(deadline=context.config.endpoint_timeout)
         self._worker: EpisodeWorker | None = None
         self._confirmations: set[asyncio.Future[None]] = set()
 
     async def connect(self, peers: Peers) -> None:
         client = await asyncio.to_thread(self.make_client, peers)
         self._context.arena.configure(self._context.config)  # this process' copy
-        judge = JudgeRouter(peers.judges) if peers.judges else client
+        judge = JudgeRouter(peers.judges, self._retry) if peers.judges else client
 
         def send(report: Report) -> None:
             try:
@@ -55,7 +56,7 @@ class RolloutWorker:
         """What answers the roles. Takes a second: it reads the tokenizer."""
         config = self._context.config
         chat = ChatTokenizer(resolve_model(config.model_path))
-        router = EngineRouter(peers.engines, RetrySettings(deadline=config.endpoint_timeout))
+        router = EngineRouter(peers.engines, self._retry)
         return EngineClient(chat, router.generate, self.get_policy_version, config.max_tokens)
 
     async def connected(self) -> bool:

@@ -18,6 +18,9 @@ from selfplay_ray.actors.weight_broadcaster import WeightBroadcaster
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError
 
+RESTARTS = 100
+"""How often an engine or a judge is replaced: each time it loads the model, and what kills it may come again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ActorSpec:
@@ -104,7 +107,11 @@ class ClusterSpec:
             learner=ActorSpec(Learner, threads=cpus if config.max_staleness == 0 else threads),
             broadcaster=ActorSpec(WeightBroadcaster),
             worker=ActorSpec(RolloutWorker, config.rollout_workers, max_restarts=-1, max_concurrency=many),
-            engine=ActorSpec(InferenceEngine, config.engines, threads=threads, max_concurrency=many),
+            engine=ActorSpec(
+                InferenceEngine, config.engines, threads=threads, max_restarts=RESTARTS, max_concurrency=many
+            ),
             endpoint=ActorSpec(EndpointEngine, len(config.endpoints), max_concurrency=many),
-            judge=ActorSpec(JudgePool, config.judges, threads=threads, max_concurrency=many),
+            judge=ActorSpec(
+                JudgePool, config.judges, threads=threads, max_restarts=RESTARTS, max_concurrency=many
+            ),
         )

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 
-from selfplay_ray.actors.protocols import ActorContext, Peers
+from selfplay_ray.actors.protocols import ActorContext, Handle, Peers
+from selfplay_ray.errors import UnavailableError
 
 
 class WeightBroadcaster:
     """Puts the weights into the object store once, hands every engine the reference, then tells the arena."""
 
     def __init__(self, context: ActorContext) -> None:
-        pass
+        self._current: tuple[ray.ObjectRef[Mapping[str, np.ndarray]], int] | None = None
 
     async def connect(self, peers: Peers) -> None:
         self._peers = peers
 
     async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Return when every engine samples with ``version`` and the arena knows."""
-        reference = ray.put(weights)
-        await asyncio.gather(
-            *(engine.load_adapter.remote(reference, version) for engine in self._peers.engines)
-        )
+        """Return when every engine that is there samples with ``version`` and the arena knows."""
+        self._current = ray.put(weights), version
+        await asyncio.gather(*(self.catch_up(engine) for engine in self._peers.engines))
         await self._peers.arena.advance.remote(version)
+
+    async def catch_up(self, engine: Handle) -> None:
+        """Give ``engine`` what was published last. One that is lost meanwhile is asked to when it is back."""
+        if self._current is not None:
+            with contextlib.suppress(RayActorError, UnavailableError):
+                await engine.load_adapter.remote(*self._current)

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.sandbox import Limits, Sandbox, call_function
-from selfplay_ray.sandbox.functions import read_literal
+from selfplay_ray.sandbox.functions import LONGEST_LITERAL, read_literal
 
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 FORMS = 'lines like assert f(1, 2) == 3, or a JSON list of {"input": TEXT, "output": TEXT}'
@@ -88,9 +88,14 @@ class PassesTests:
         arguments = [test.arguments for test in tests]
         results = await call_function(self.sandbox, program, tests[0].name, arguments, self.limits)
         return sum(
-            result is not None and read_literal(result) == (test.expected,)
+            result is not None and read_literal(result, _longest(test.expected)) == (test.expected,)
             for test, result in zip(tests, results, strict=True)
         )
+
+
+def _longest(expected: object) -> int:
+    """How long what equals it may be: in other words than ours, as with floats for integers, but not without end."""
+    return LONGEST_LITERAL + 2 * len(str(expected))
 
 
 def _call(row: object) -> CallTest:

@@ -12,20 +12,26 @@ from selfplay_ray.sandbox.limits import DEFAULT_LIMITS, Limits, Sandbox
 LONGEST_LITERAL = 1000
 DRIVER = """
 
-import json
-for index, arguments in enumerate({calls}):
+import json as __json
+try:
+    from builtins import print as __print
+except ImportError:  # in Monty
+    __print = print
+for __index, __arguments in {calls}:
     try:
-        result = repr({name}(*arguments))
+        __result = f"{{{name}(*__arguments)!r}}"
     except Exception:
         continue
-    print("\\n" + json.dumps([index, result]), flush=True)
+    __print("\\n" + __json.dumps([__index, __result]), flush=True)
 """
-"""Follows the function's definition. What is expected of the function isn't said there."""
+"""Follows the function's definition, whose names it leaves alone and doesn't rely on: a function may be called index,
+keep a global result, or print in its own way. What is expected of the function isn't said there."""
 
 
-def read_literal(text: str) -> tuple[Any] | None:
-    """The one Python literal that ``text`` is (a number, a string, a list, …), in a tuple; None if it is none."""
-    if len(text) > LONGEST_LITERAL:
+def read_literal(text: str, longest: int = LONGEST_LITERAL) -> tuple[Any] | None:
+    """The one Python literal that ``text`` is (a number, a string, a list, …), in a tuple; None if it is none, or
+    longer than ``longest``."""
+    if len(text) > longest:
         return None
     try:
         return (ast.literal_eval(text.strip()),)
@@ -44,13 +50,15 @@ async def call_function(
     Raises:
         SandboxError: the sandbox itself failed.
     """
-    program = source + DRIVER.format(calls=[tuple(call) for call in calls], name=name)
+    program = source + DRIVER.format(
+        calls=[(index, tuple(call)) for index, call in enumerate(calls)], name=name
+    )
     outcome = await sandbox.run(program, limits=limits)
     results: list[str | None] = [None] * len(calls)
     for line in outcome.stdout.splitlines():
         match _read(line):
             case [int(index), str(result)] if 0 <= index < len(calls):
-                results[index] = result
+                results[index] = result.encode(errors="replace").decode()  # half a surrogate is no text
     return results
 
 

@@ -19,9 +19,9 @@ class Limits:
     """What one program, with all that it starts, may use before it is ended.
 
     ``seconds`` is wall-clock time; ``memory_bytes`` bounds each process's address space and the sum of what its
-    processes have resident (a page that forked processes share counts for each); ``output_bytes`` what it prints,
-    on each of its two streams; ``processes`` its processes at once, their threads included where the backend can
-    count them; ``file_bytes`` what it has written in its folder.
+    processes have resident, and of shared memory have mapped (a page that forked processes share counts for each);
+    ``output_bytes`` what it prints, on each of its two streams; ``processes`` its processes at once, their threads
+    included where the backend can count them; ``file_bytes`` what it has written in its folder.
 
     Raises:
         ConfigError: a limit isn't a finite number above 0.

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from selfplay_ray.errors import ConfigError
 
 LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, JUMP_IF_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 AF_UNIX = 1
@@ -43,6 +43,8 @@ CALLS = {
     # memory that no limit counts
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190),
     "msgget": (68, 186), "mq_open": (240, 180),
+    # what all users of the machine share a fixed number of
+    "io_setup": (206, 0),
     # the machine itself
     "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "init_module": (175, 105),
     "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
@@ -52,7 +54,15 @@ CALLS = {
 }  # fmt: skip
 """Calls that are refused with EPERM, by their numbers on x86-64 and arm64."""
 ONLY_ON_X86_64 = {"iopl": 172, "ioperm": 173, "modify_ldt": 154, "uselib": 134, "sysfs": 139, "_sysctl": 156}
-SOCKET, CLONE, CLONE3 = (41, 198), (56, 220), (435, 435)
+SOCKET, SOCKETPAIR, CLONE, CLONE3 = (41, 198), (53, 199), (56, 220), (435, 435)
+OF_A_PROCESS = {
+    "prlimit64": (302, 261), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
+}  # fmt: skip
+"""Calls for the process whose number is their first argument, allowed for 0, the caller: in a user namespace the
+supervisor is the same user as the program, which would take its files or its turns from it."""
+SETPRIORITY = (141, 140)
+"""The same; its first argument is 0 where the second is a process's number."""
 
 
 def filter_program(machine: str | None = None) -> bytes:
@@ -86,10 +96,21 @@ def _instructions(machine: str) -> Iterator[tuple[int, int, int, int]]:
     yield JUMP_IF_ANY_BIT, 0, 1, NEW_NAMESPACES
     yield RETURN, 0, 0, ERROR | EPERM
     yield RETURN, 0, 0, ALLOW
-    yield JUMP_IF_EQUAL, 0, 3, SOCKET[column]
-    yield LOAD, 0, 0, FIRST_ARGUMENT
-    yield JUMP_IF_EQUAL, 1, 0, AF_UNIX
-    yield RETURN, 0, 0, ERROR | EAFNOSUPPORT
+    for numbers in (SOCKET, SOCKETPAIR):
+        yield from _allow_for(numbers[column], {FIRST_ARGUMENT: AF_UNIX}, EAFNOSUPPORT)
+    for numbers in OF_A_PROCESS.values():
+        yield from _allow_for(numbers[column], {FIRST_ARGUMENT: 0}, EPERM)
+    yield from _allow_for(SETPRIORITY[column], {FIRST_ARGUMENT: 0, SECOND_ARGUMENT: 0}, EPERM)
+    yield RETURN, 0, 0, ALLOW
+
+
+def _allow_for(number: int, arguments: Mapping[int, int], error: int) -> Iterator[tuple[int, int, int, int]]:
+    """Refuse the call unless all of ``arguments``, of 32 bits each, are as given."""
+    yield JUMP_IF_EQUAL, 0, 3 * len(arguments) + 1, number
+    for argument, value in arguments.items():
+        yield LOAD, 0, 0, argument
+        yield JUMP_IF_EQUAL, 1, 0, value
+        yield RETURN, 0, 0, ERROR | error
     yield RETURN, 0, 0, ALLOW
 
 

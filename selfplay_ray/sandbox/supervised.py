@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 from abc import abstractmethod
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ address space.)"""
 START_S = 30.0
 """What a sandbox may take to set itself up, beside the program's own time, before the run is given up."""
 GRACE_S = 10.0
+CONNECT_S = 1.0
 REPORT_BYTES = 512
 
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -127,8 +129,8 @@ class Lifeline:
 
 async def start(launch: Launch, lifeline: Lifeline) -> Process:
     """Raises SandboxError."""
-    try:
-        return await asyncio.create_subprocess_exec(
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
             *launch.command,
             stdin=PIPE,
             stdout=PIPE,
@@ -138,8 +140,29 @@ async def start(launch: Launch, lifeline: Lifeline) -> Process:
             pass_fds=(*launch.descriptors, lifeline.inherited) if launch.is_local else (),
             start_new_session=True,
         )
+    )
+    try:
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:  # the loop is ending, and with it asyncio's own task that connects the pipes
+        await asyncio.wait({starting}, timeout=CONNECT_S)
+        starting.cancel()  # it has killed the process, and would wait forever for pipes that nobody connects
+        raise
     except OSError as error:
         raise SandboxError(f"the sandbox's {launch.command[0]} could not be started: {error}") from error
+    if launch.is_local and sys.platform == "linux":
+        first_to_go(process.pid)
+    return process
+
+
+def first_to_go(pid: int) -> None:
+    """If the machine runs out of memory, let it end a run before anything of ours: the process, with which the run
+    ends, and what it has forked until now; what follows inherits it. The supervisor can't, where it may not write
+    to /proc."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
+        for child in children.read_text(encoding="ascii").split():
+            Path(f"/proc/{child}/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def job_of(launch: Launch, program: str, limits: Limits, mark: str, lifeline: int) -> Job:

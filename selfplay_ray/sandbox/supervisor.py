@@ -25,6 +25,8 @@ from typing import TypedDict
 POLL_S = 0.02
 MOST_FILES = 4096
 ROUNDING = 2**16
+FILES_MAPPED = 24 * 2**20
+"""What a process may have mapped of files (the interpreter, its libraries) before it counts as shared memory."""
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 LINUX = sys.platform == "linux"
 
@@ -123,9 +125,9 @@ def become_the_program(job: Job) -> None:
         os.setsid()
         os.chdir(job["folder"])
         for kind, most in limits(job):
-            bound = min(
-                [most, *(limit for limit in resource.getrlimit(kind) if limit != resource.RLIM_INFINITY)]
-            )
+            soft, hard = resource.getrlimit(kind)
+            ours = (hard,) if kind == resource.RLIMIT_CORE else (soft, hard)
+            bound = min([most, *(limit for limit in ours if limit != resource.RLIM_INFINITY)])
             resource.setrlimit(kind, (bound, bound))
         if job["uid"] is not None:
             os.setgroups([])
@@ -140,7 +142,9 @@ def become_the_program(job: Job) -> None:
 
 
 def limits(job: Job) -> Iterator[tuple[int, int]]:
-    yield resource.RLIMIT_CORE, 0
+    # A machine that pipes core dumps to a program (systemd-coredump, apport) does so at a limit of 0, too; 1 is the
+    # number that Linux keeps for "not even that", and too little for a file.
+    yield resource.RLIMIT_CORE, int(LINUX)
     yield resource.RLIMIT_NOFILE, 64
     yield resource.RLIMIT_FSIZE, job["file_bytes"]
     yield resource.RLIMIT_CPU, int(job["seconds"]) + 2
@@ -222,18 +226,21 @@ def descendants(pids: list[int]) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes it has resident, other than pages of files."""
+    """Bytes it has resident, other than pages of files; and of shared memory those it has mapped, because they stay
+    in memory when it no longer has them resident."""
     if not LINUX:
         import subprocess
 
         asked = subprocess.run(["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True)  # noqa: S603
         return int(asked.stdout.strip() or 0) * 1024
-    total = 0
+    sizes = dict.fromkeys((b"VmSize", b"VmData", b"VmStk", b"RssAnon", b"RssShmem"), 0)
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
         for line in file:
-            if line.startswith((b"RssAnon:", b"RssShmem:")):
-                total += int(line.split()[1]) * 1024
-    return total
+            name, _, value = line.partition(b":")
+            if name in sizes:
+                sizes[name] = int(value.split()[0]) * 1024
+    not_private = sizes[b"VmSize"] - sizes[b"VmData"] - sizes[b"VmStk"]
+    return sizes[b"RssAnon"] + max(sizes[b"RssShmem"], not_private - FILES_MAPPED)
 
 
 def used(folder: str) -> tuple[int, int]:
@@ -260,6 +267,7 @@ def end_everything(child: int) -> None:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
+        return  # orphans were its children, too; and to look in /proc may be beyond what the program left it
     while pids := [pid for pid in processes(child) if exists(pid)]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

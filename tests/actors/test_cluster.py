@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,8 +138,17 @@ def test_losing_the_last_worker_for_good_ends_the_run(short_run: Config):
         train(games.SpeakArena(Lethal()), config, spec=spec)
 
 
-@pytest.mark.parametrize("place", ["arena", "engine"])
-def test_losing_any_other_actor_ends_the_run_in_one_sentence(place: str, short_run: Config):
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("arena", r"^an actor was lost: The actor died .*killed by `ray\.kill`"),
+        (
+            "engine",
+            r"^the last inference engine died and isn't restarted: The actor died .*killed by `ray\.kill`",
+        ),
+    ],
+)
+def test_losing_what_is_not_replaced_ends_the_run_in_one_sentence(place: str, told: str, short_run: Config):
     config = short_run(num_steps=100)
     folder = RunLog.create(config.output_dir, config.name, "test").folder
     arena = games.SpeakArena(SlowSpeak())
@@ -146,8 +156,14 @@ def test_losing_any_other_actor_ends_the_run_in_one_sentence(place: str, short_r
         assert get(cluster.step()) is not None
         lost = cluster.peers.engines[0] if place == "engine" else getattr(cluster.peers, place)
         ray.kill(lost)
-        with pytest.raises(ClusterError, match=r"^an actor was lost: The actor died .*killed by `ray\.kill`"):
-            take_steps(cluster, 10)
+        with pytest.raises(ClusterError, match=told):
+            raise_its_failure(cluster)
+
+
+def raise_its_failure(cluster: Cluster) -> None:
+    while (failure := cluster.status().failure) is None:
+        time.sleep(0.1)
+    raise failure
 
 
 def take_steps(cluster: Cluster, count: int) -> None:

@@ -87,6 +87,21 @@ time.sleep(60)
 """,
         ("memory",),
     ),
+    "eats shared memory and looks away": Hostile(
+        """
+import mmap, os, time
+for _ in range(4):
+    if os.fork() == 0:
+        break
+part = mmap.mmap(-1, 64 * 2**20)
+for start in range(0, len(part), 2**20):
+    part[start : start + 2**20] = b'x' * 2**20
+    part.madvise(mmap.MADV_DONTNEED)
+time.sleep(2)
+if part[0] == 120: print('got out', 'it is all there, and was resident in nobody')
+""",
+        ("memory",),
+    ),
     "forks": Hostile("import os\nwhile True: os.fork()", ("error", "processes", "timeout")),
     "forks whatever happens": Hostile(
         """
@@ -236,6 +251,18 @@ while True: pass
 """,
         ("timeout", "killed"),
     ),
+    "takes the files of what watches it": Hostile(
+        """
+import os, resource
+if os.getpid() > 100: raise SystemExit('these are the processes of the machine')
+for pid in (1, os.getppid()):
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0))
+    except (OSError, AttributeError):
+        pass
+""",
+        ("ok", "killed"),
+    ),
     "lifts its limits": Hostile(
         """
 import resource
@@ -332,6 +359,46 @@ for family in (2, 10, 16, 17, 38, 40, 44):
             print('got out', family, kind)
         except OSError:
             pass
+""",
+        ("ok",),
+    ),
+    "takes the turns of what watches it": Hostile(
+        """
+import os, resource
+idle = os.SCHED_IDLE, os.sched_param(0)
+for what, take in {
+    'limits': lambda: resource.prlimit(1, resource.RLIMIT_STACK, (4096, 4096)),
+    'scheduler': lambda: os.sched_setscheduler(1, *idle),
+    'cores': lambda: os.sched_setaffinity(1, os.sched_getaffinity(0)),
+    'priority': lambda: os.setpriority(os.PRIO_PROCESS, 1, 19),
+    'priority of all': lambda: os.setpriority(os.PRIO_USER, 0, 19),
+}.items():
+    try:
+        take()
+        print('got out', what)
+    except PermissionError:
+        pass
+os.sched_setscheduler(0, *idle)
+os.sched_setaffinity(0, os.sched_getaffinity(0))
+print('nice', os.nice(1))
+""",
+        ("ok",),
+    ),
+    "opens odd pairs of sockets": Hostile(
+        """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+for family in (2, 16, 30, 40):
+    if libc.socketpair(family, 1, 0, (ctypes.c_int * 2)()) == 0 or ctypes.get_errno() != errno.EAFNOSUPPORT:
+        print('got out', family)
+""",
+        ("ok",),
+    ),
+    "takes what all users share": Hostile(
+        """
+import ctypes, platform
+number = {'x86_64': 206, 'aarch64': 0}[platform.machine()]
+if ctypes.CDLL(None).syscall(number, 1, ctypes.byref(ctypes.c_ulong(0))) == 0: print('got out', 'io_setup')
 """,
         ("ok",),
     ),

@@ -63,6 +63,22 @@ async def test_a_run_may_be_cancelled_at_any_moment(sandbox: Sandbox):
             await run
 
 
+def test_an_event_loop_may_end_at_any_moment_of_a_run():
+    """It cancels all of its tasks, and so asyncio's own that a process is started with."""
+    found("bubblewrap")
+    script = """
+import asyncio
+from selfplay_ray.sandbox import find_sandbox
+sandbox = find_sandbox("bubblewrap")
+async def leave(turns):
+    run = asyncio.create_task(sandbox.run("while True: pass"))
+    for _ in range(turns): await asyncio.sleep(0)
+    await asyncio.sleep(turns // 16 * 0.004)
+for turns in range(64): asyncio.run(leave(turns))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=90, check=True)
+
+
 @pytest.mark.parametrize("name", ["bubblewrap", "bubblewrap-user", "sandbox-exec", "unsafe-subprocess"])
 def test_a_run_ends_with_the_process_that_started_it(name: str):
     if name != "unsafe-subprocess":
@@ -89,7 +105,7 @@ async def test_many_runs_leave_nothing(sandbox: Sandbox):
     async def one(number: int) -> None:
         ends = "raise ValueError" if number % 4 == 0 else "print('x' * 2000)" if number % 5 == 0 else ""
         outcome = await sandbox.run(
-            f"import os\nif os.fork(): print({number}, flush=True)\n{ends}", limits=limits
+            f"import os\nprint({number}, flush=True)\nos.fork()\n{ends}", limits=limits
         )
         assert outcome.stdout.startswith(str(number)), outcome
         assert outcome.status == ("error" if number % 4 == 0 else "output" if number % 5 == 0 else "ok")

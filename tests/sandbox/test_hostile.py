@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -208,6 +209,20 @@ async def test_has_no_privileges(bubblewrap: Sandbox):
     assert {said[name] for name in ("CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert (said["NoNewPrivs"], said["Seccomp"]) == ("1", "2")
     assert "0" not in said["Uid"].split()
+
+
+async def test_is_the_first_to_go_where_memory_runs_out(bubblewrap: Sandbox):
+    outcome = await bubblewrap.run(
+        "for who in (1, 'self'): print(open(f'/proc/{who}/oom_score_adj').read().strip())"
+    )
+    assert outcome.stdout.split() == ["1000", "1000"]
+
+
+async def test_not_even_a_program_of_the_machine_gets_its_core_dump(bubblewrap: Sandbox):
+    """At a limit of 0 a piped core_pattern is followed all the same; see core(5) and the kernel's coredump.c."""
+    outcome = await bubblewrap.run("import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE))")
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    assert outcome.stdout == ("(0, 0)\n" if hard == 0 else "(1, 1)\n")
 
 
 async def test_inherits_no_descriptor(bubblewrap: Sandbox):
