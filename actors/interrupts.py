@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -36,13 +36,36 @@ class Interrupts:
             self._asked = True
             raise KeyboardInterrupt
 
-        try:
-            before = [signal.signal(number, interrupt) for number in SIGNALS]
-        except ValueError:  # not the main thread (a notebook's executor, say), which gets no signals
+        with _handling(interrupt):
             yield
-            return
-        try:
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Take note of the first signal while the context is open, and raise KeyboardInterrupt when it is left; at a
+        second one raise it at once.
+
+        For what must not be interrupted: Ray, as it starts, leaves processes behind then, or crashes.
+        """
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.check()
+            self._asked = True
+
+        with _handling(note):
             yield
-        finally:
-            for number, handler in zip(SIGNALS, before, strict=True):
-                signal.signal(number, handler)
+        self.check()
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """``handler`` is called at both signals while the context is open."""
+    try:
+        before = [signal.signal(number, handler) for number in SIGNALS]
+    except ValueError:  # not the main thread (a notebook's executor, say), which gets no signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, previous in zip(SIGNALS, before, strict=True):
+            signal.signal(number, previous)

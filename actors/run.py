@@ -82,7 +82,8 @@ def _run(
         if wandb := wandb_logger(config, log):
             loggers.append(stack.enter_context(closing(wandb)))
         display.note("starting Ray")
-        stack.enter_context(ray_cluster())
+        with interrupts.deferred():
+            stack.enter_context(ray_cluster())
         stack.enter_context(interrupts.handled())  # once more, for Ray has put a handler of its own there
         interrupts.check()
         display.note("starting the actors and loading the model")

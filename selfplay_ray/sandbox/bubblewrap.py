@@ -27,6 +27,9 @@ NOBODY = "65534"
 FIRST_UID = 2**30
 """Where root becomes somebody else for a program, it is a user of this number or above, another one each time."""
 ALL_USERS = 2**32 - 1
+FIRST_TO_GO = 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$0" "$@"'
+"""If the machine runs out of memory, it is to end bwrap, and with it the run, before anything of ours. That is said
+here, to be inherited: the supervisor can't say it, where /proc is read-only."""
 COUNTS_IN_NAMESPACE = (5, 14)
 """The Linux from which on a user's processes are counted in each user namespace for itself."""
 
@@ -72,6 +75,7 @@ class Bubblewrap(SupervisedSandbox):
         python = self.interpreter.executable
         return Launch(
             command=(
+                *("/bin/sh", "-c", FIRST_TO_GO),
                 self.binary,
                 *self._options(limits),
                 "--seccomp",

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import secrets
-import sys
 from abc import abstractmethod
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ address space.)"""
 START_S = 30.0
 """What a sandbox may take to set itself up, beside the program's own time, before the run is given up."""
 GRACE_S = 10.0
-CONNECT_S = 1.0
+CONNECT_S = 0.2
 REPORT_BYTES = 512
 
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -143,26 +142,14 @@ async def start(launch: Launch, lifeline: Lifeline) -> Process:
     )
     try:
         process = await asyncio.shield(starting)
-    except asyncio.CancelledError:  # the loop is ending, and with it asyncio's own task that connects the pipes
+    except asyncio.CancelledError:
+        # The loop is ending, and has cancelled asyncio's own task that connects the pipes.
         await asyncio.wait({starting}, timeout=CONNECT_S)
         starting.cancel()  # it has killed the process, and would wait forever for pipes that nobody connects
         raise
     except OSError as error:
         raise SandboxError(f"the sandbox's {launch.command[0]} could not be started: {error}") from error
-    if launch.is_local and sys.platform == "linux":
-        first_to_go(process.pid)
     return process
-
-
-def first_to_go(pid: int) -> None:
-    """If the machine runs out of memory, let it end a run before anything of ours: the process, with which the run
-    ends, and what it has forked until now; what follows inherits it. The supervisor can't, where it may not write
-    to /proc."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
-        for child in children.read_text(encoding="ascii").split():
-            Path(f"/proc/{child}/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def job_of(launch: Launch, program: str, limits: Limits, mark: str, lifeline: int) -> Job:
@@ -233,6 +220,8 @@ class _Run:
 
     async def bury(self, listening: asyncio.Task[None]) -> None:
         """Wait for the end of what was told to end; kill it if that takes too long."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # a supervisor that has no job yet looks there, not at its lifeline
         ending = asyncio.create_task(self.process.wait())  # the loop may have cancelled the other
         await asyncio.wait({listening, ending}, timeout=GRACE_S)
         if self.process.returncode is None:

@@ -89,7 +89,7 @@ def read_exactly(count: int) -> bytes:
 
 def keep_out() -> None:
     """Let nobody look into this process or write to its memory; adopt the orphans of what it starts. If the machine
-    runs out of memory, let it and the program go first."""
+    runs out of memory, let it and the program go first (in bubblewrap that is so already, and /proc read-only)."""
     if LINUX:
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")

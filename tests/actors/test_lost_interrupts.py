@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import weakref
@@ -30,6 +31,27 @@ def test_an_interrupt_in_a_callback_is_not_lost(number: signal.Signals) -> None:
             interrupts.check()
     assert reached == [None]
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reached"), [([], 0), ([signal.SIGINT], 1), ([signal.SIGTERM, signal.SIGINT], 1)]
+)
+def test_a_deferred_interrupt_is_raised_in_the_end_and_a_second_one_at_once(
+    numbers: list[signal.Signals], reached: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    came_to = []
+
+    def interrupted() -> None:
+        with Interrupts().deferred():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                came_to.append(number)
+
+    with pytest.raises(KeyboardInterrupt) if numbers else contextlib.nullcontext():
+        interrupted()
+    assert len(came_to) == reached
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupt_elsewhere_is_raised_at_once() -> None:

@@ -14,7 +14,7 @@ from processes import agents, alive, end, family
 
 Launch = Callable[..., subprocess.Popen[str]]
 
-SOON = 15  # it takes less than 5 where nothing else runs; machines that run tests are busy
+SOON = 30  # it takes less than 5 where nothing else runs; machines that run tests are busy; Ray's start is waited for
 
 ALL_MOMENTS = [
     ("starting Ray", 0.0, signal.SIGINT),

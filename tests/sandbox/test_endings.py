@@ -67,14 +67,17 @@ def test_an_event_loop_may_end_at_any_moment_of_a_run():
     """It cancels all of its tasks, and so asyncio's own that a process is started with."""
     found("bubblewrap")
     script = """
-import asyncio
+import asyncio, time
 from selfplay_ray.sandbox import find_sandbox
 sandbox = find_sandbox("bubblewrap")
 async def leave(turns):
     run = asyncio.create_task(sandbox.run("while True: pass"))
     for _ in range(turns): await asyncio.sleep(0)
-    await asyncio.sleep(turns // 16 * 0.004)
-for turns in range(64): asyncio.run(leave(turns))
+    await asyncio.sleep(turns // 12 * 0.01)
+for turns in range(36):
+    started = time.monotonic()
+    asyncio.run(leave(turns))
+    assert time.monotonic() - started < 9, turns
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=90, check=True)
 
@@ -160,7 +163,7 @@ async def test_the_event_loop_goes_on_meanwhile():
 async def test_a_sandbox_that_fails_says_so_rather_than_scoring_the_program(tmp_path: Path):
     sandbox = found("bubblewrap")
     assert isinstance(sandbox, Bubblewrap)
-    with pytest.raises(SandboxError, match="could not be started"):
+    with pytest.raises(SandboxError, match=r"exit code 127: .*/nowhere/bwrap"):
         await dataclasses.replace(sandbox, binary="/nowhere/bwrap").run("")
     gone = dataclasses.replace(sandbox.interpreter, reads=(str(tmp_path / "gone"),))
     with pytest.raises(SandboxError, match=r"the sandbox failed with exit code 1: bwrap: .*gone"):
