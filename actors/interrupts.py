@@ -40,9 +40,9 @@ class Interrupts:
             yield
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Take note of the first signal while the context is open, and raise KeyboardInterrupt when it is left; at a
-        second one raise it at once.
+    def deferred(self, tell: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Take note of the first signal while the context is open, ``tell``, and raise KeyboardInterrupt when it is
+        left; at a second one raise it at once.
 
         For what must not be interrupted: Ray, as it starts, leaves processes behind then, or crashes.
         """
@@ -50,6 +50,7 @@ class Interrupts:
         def note(number: int, frame: FrameType | None) -> None:
             self.check()
             self._asked = True
+            tell()
 
         with _handling(note):
             yield

@@ -82,7 +82,7 @@ def _run(
         if wandb := wandb_logger(config, log):
             loggers.append(stack.enter_context(closing(wandb)))
         display.note("starting Ray")
-        with interrupts.deferred():
+        with interrupts.deferred(lambda: display.note("ending once Ray has started; Ctrl-C again ends at once")):
             stack.enter_context(ray_cluster())
         stack.enter_context(interrupts.handled())  # once more, for Ray has put a handler of its own there
         interrupts.check()
