@@ -83,6 +83,8 @@ class ArenaActor:
                 f"{request.id} ({request.episode_type}): {state}"
                 for request, state in itertools.islice(scheduler.unfinished(), UNFINISHED_SHOWN)
             ],
+            replayed=scheduler.replayed,
+            overdue=scheduler.overdue,
         )
 
     async def extend(self, version: int, batches: int) -> None:

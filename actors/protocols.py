@@ -61,7 +61,8 @@ class Peers:
 @dataclass(frozen=True, slots=True)
 class ArenaStatus:
     """What the arena is doing. ``failure`` says why the run can't go on; ``unfinished`` are a few of the
-    requests in flight and what each waits for."""
+    requests in flight and what each waits for. ``replayed`` and ``overdue`` count episodes that were played again:
+    their worker was lost, or was slow and another tried as well."""
 
     version: int
     finished: int
@@ -70,6 +71,8 @@ class ArenaStatus:
     done: bool
     failure: SelfPlayError | None = None
     unfinished: list[str] = field(default_factory=list)
+    replayed: int = 0
+    overdue: int = 0
 
 
 class ConnectedActor(Protocol):

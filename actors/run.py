@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
@@ -14,9 +13,9 @@ from selfplay_ray.actors.cluster import Cluster, ray_cluster
 from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.interrupts import Interrupts
 from selfplay_ray.actors.spec import ClusterSpec
+from selfplay_ray.actors.watchdog import Watchdog
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
-from selfplay_ray.errors import ClusterError
 from selfplay_ray.models import resolve_model
 from selfplay_ray.runlog.display import Display, summary
 from selfplay_ray.runlog.folder import RunLog
@@ -82,7 +81,9 @@ def _run(
         if wandb := wandb_logger(config, log):
             loggers.append(stack.enter_context(closing(wandb)))
         display.note("starting Ray")
-        with interrupts.deferred(lambda: display.note("ending once Ray has started; Ctrl-C again ends at once")):
+        with interrupts.deferred(
+            lambda: display.note("ending once Ray has started; Ctrl-C again ends at once")
+        ):
             stack.enter_context(ray_cluster())
         stack.enter_context(interrupts.handled())  # once more, for Ray has put a handler of its own there
         interrupts.check()
@@ -117,28 +118,16 @@ def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts) -> Itera
     """The learner's steps as they are taken, while watching that there is something to wait for."""
     taken = 0
     while taken < config.num_steps:
-        step, deadline = cluster.step(), time.monotonic() + config.step_timeout
+        step, watchdog = cluster.step(), Watchdog(config.step_timeout)
         interrupts.check()
         while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
             interrupts.check()
-            _check(cluster, deadline, config.step_timeout)
+            watchdog.look_at(cluster.status())
         metrics: StepMetrics | None = get(step)
         if metrics is None:
             return
         taken = metrics.step
         yield metrics
-
-
-def _check(cluster: Cluster, deadline: float, timeout: float) -> None:
-    status = cluster.status()
-    if status.failure is not None:
-        raise status.failure
-    if time.monotonic() > deadline:
-        waiting = "; ".join(status.unfinished) or "nothing in flight"
-        raise ClusterError(
-            f"no training step for {timeout:g} seconds, at version {status.version} with {status.in_flight} "
-            f"episodes in flight: {waiting}"
-        )
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class RunConfig(BaseModel):
     max_fan_out: int = Field(1024, ge=1)
     """Most child episodes one episode may ask for in all."""
     error_budget: float = Field(0.1, ge=0, le=1)
-    """Share of failed episodes above which the run stops."""
+    """Share of failed episodes, of any type's last 200, above which the run stops."""
 
     lr: float = Field(3e-4, gt=0)
     """AdamW's learning rate."""
@@ -117,7 +117,7 @@ class RunConfig(BaseModel):
     concurrency: int = Field(32, ge=1)
     """Most sequences one engine decodes at once."""
     step_timeout: float = Field(1800.0, gt=0)
-    """Seconds without a training step after which the run stops and says what it waited for."""
+    """Seconds without a training step after which the run stops; long before it says what it waits for."""
     checkpoint_every: int = Field(10, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = Field(3, ge=1)

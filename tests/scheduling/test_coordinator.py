@@ -218,7 +218,7 @@ def test_too_many_failures_stop_the_run():
     batch = admitted(coordinator)
     for assignment in batch[:2]:
         coordinator.handle("w", played(assignment, error="Traceback"))
-    with pytest.raises(ErrorBudgetExceeded, match="3 of 3 episodes failed"):
+    with pytest.raises(ErrorBudgetExceeded, match="3 of 3 episodes of type 'play' failed"):
         coordinator.handle("w", played(batch[2], error="Traceback"))
 
 

@@ -193,7 +193,9 @@ async def test_it_stops_when_too_many_episodes_fail(model: Path):
     with Engine(model) as engine:
         arena = arena_on(engine)
         arena.artifact = "fails"
-        with pytest.raises(ErrorBudgetExceeded, match=r"(?s)3 of 3 episodes failed, .* the dice fell off"):
+        with pytest.raises(
+            ErrorBudgetExceeded, match=r"(?s)3 of 3 episodes of type 'speak' failed, .* the dice fell off"
+        ):
             await simple_training_loop(arena, Still(), 1, Nowhere())
 
 
