@@ -121,16 +121,19 @@ class Lifeline:
         self.cut()
         os.close(self.inherited)
 
-    def end_holders(self) -> None:
-        """Kill what holds the other end, for a command that was killed while it started: of bwrap there may be a
-        child that waits for a word from its parent, and would forever. (Forks of ours hold it, too, in our session.)
-        """
+    def end_holders(self) -> bool:
+        """Kill what holds the other end, and say whether anything did, for a command that was killed while it
+        started: of bwrap there may be a child that waits for a word from its parent, and would forever. (Forks of
+        ours hold it, too, in our session.)"""
+        found = False
         pipe, own = f"pipe:[{os.fstat(self.inherited).st_ino}]", os.getsid(0)
         for descriptor in Path("/proc").glob(f"[0-9]*/fd/{self.inherited}"):
             pid = int(descriptor.parts[2])
             with contextlib.suppress(OSError):
                 if os.readlink(descriptor) == pipe and os.getsid(pid) != own:
                     os.kill(pid, signal.SIGKILL)
+                    found = True
+        return found
 
     def cut(self) -> None:
         if self._held >= 0:
@@ -158,7 +161,10 @@ async def start(launch: Launch, lifeline: Lifeline) -> Process:
         # The loop is ending, and has cancelled asyncio's own task that connects the pipes.
         await asyncio.wait({starting}, timeout=CONNECT_S)
         starting.cancel()  # it has killed the process, and would wait forever for pipes that nobody connects
-        lifeline.end_holders()
+        for _ in range(100):  # again, for what one of them forked meanwhile
+            if not lifeline.end_holders():
+                break
+            await asyncio.sleep(CONNECT_S / 10)
         raise
     except OSError as error:
         raise SandboxError(f"the sandbox's {launch.command[0]} could not be started: {error}") from error
