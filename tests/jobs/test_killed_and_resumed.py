@@ -92,8 +92,8 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 
 def step_of(point: str, number: int) -> int:
-    """The step at which the ``number``-th point is: a later one each time, or one that is taken again. None is the last:
-    after it there is nothing to go on with."""
+    """The step at which the ``number``-th point is: a later one each time, or one that is taken again. None is the
+    last: after it there is nothing to go on with."""
     if "evaluation" in point:
         return max(EVAL_EVERY, number - number % EVAL_EVERY)
     return number + -number % CHECKPOINT_EVERY if "checkpoint" in point else number
