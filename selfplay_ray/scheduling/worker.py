@@ -102,10 +102,15 @@ class EpisodeWorker:
     # The runtime of the arena's copy
 
     async def complete(self, call: ModelCall) -> Completion:
-        playing, asked = _current.get(), fingerprint(call)
+        """What the model says, or has said to an earlier attempt at the episode."""
+        client = self._judge if call.role_id is None else self._client
+        playing = _current.get(None)
+        if playing is None:  # a task that an integration keeps for all its episodes
+            return await client.complete(call)
+        asked = fingerprint(call)
         if asked in playing.known:
             return playing.known[asked]
-        completion = await (self._judge if call.role_id is None else self._client).complete(call)
+        completion = await client.complete(call)
         playing.untold.append(Answer(asked, completion))
         return completion
 

@@ -380,6 +380,14 @@ async def test_a_parent_that_asks_for_other_children_when_it_is_played_again_fai
     assert '"apples"' in error
 
 
+async def test_a_call_by_a_task_of_no_episode_is_passed_on():
+    client = MockInferenceClient(reply)
+    worker = EpisodeWorker(arena_of(), client, client, lambda report: None)
+    message = Message(role="user", content="hello")
+    call = ModelCall((message,), "A", temperature=1.0, max_tokens=None, seed=0)
+    assert (await worker.complete(call)).text == "re: hello"
+
+
 def test_a_description_tells_what_is_asked_for_apart():
     requests = [EpisodeRequest("x", artifact, id=f"r/0/{i}") for i, artifact in enumerate([1, "a"])]
     assert description(requests) == description([replace(one, id="other") for one in requests])
