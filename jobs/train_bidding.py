@@ -7,16 +7,7 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 
-from selfplay_ray import (
-    Arena,
-    Episode,
-    EpisodeState,
-    GroupedArena,
-    Role,
-    Rollout,
-    Rubric,
-    RunConfig,
-)
+from selfplay_ray import Arena, Episode, EpisodeState, GroupedArena, Role, Rollout, Rubric, RunConfig
 from selfplay_ray.actors.run import train
 from selfplay_ray.command import run_command
 from selfplay_ray.config_sources import load_config

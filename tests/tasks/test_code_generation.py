@@ -101,7 +101,7 @@ async def test_nobody_is_told_what_is_expected():
     await CodeGenerationArena(8, recording, client=MockInferenceClient(answer)).run_episode("write", asked)
     assert "100" not in "".join(message["content"] for message in prompts[0])
     assert "100" not in "".join(recording.seen)
-    assert "[(1,), (2,)]" in recording.seen[0]
+    assert "[(0, (1,)), (1, (2,))]" in recording.seen[0]
 
 
 def test_an_answer_is_read_from_its_fences():
