@@ -36,13 +36,16 @@ STARTS_CLUSTERS = ("tests/actors/", "tests/jobs/", "tests/test_readme.py", "test
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Run in several processes, tests that start clusters stay in one."""
+    """Run in several processes, tests that start clusters stay in one, and so do those that look whether a sandbox is
+    left anywhere on the machine."""
 
-    class ClustersTogether(LoadScopeScheduling):
+    class SomeTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith("tests/sandbox/"):
+                return "sandboxes"
             return "clusters" if nodeid.startswith(STARTS_CLUSTERS) else nodeid
 
-    return ClustersTogether(config, log)
+    return SomeTogether(config, log)
 
 
 @pytest.fixture(scope="session")
