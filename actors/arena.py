@@ -10,11 +10,12 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError
 
-from selfplay_ray.actors.faults import one_line, root_cause
+from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
 from selfplay_ray.errors import ClusterError, ConfigError, EpisodeError, SelfPlayError
 from selfplay_ray.evaluation import Evaluation
 from selfplay_ray.runlog.folder import RunLog
+from selfplay_ray.runlog.plain_text import one_line
 from selfplay_ray.scheduling.coordinator import Coordinator, CreditedGroup
 from selfplay_ray.scheduling.messages import Orders, Report
 
@@ -175,19 +176,21 @@ class ArenaActor:
 
     async def _look_after(self, kind: str, handle: Handle) -> None:
         """Let an engine or a judge whose process was replaced take work again, an engine with the weights of now."""
-        if not hasattr(handle, "connected"):
-            return  # an endpoint's, or of a class that can't be restarted: who needs it notices
+        # Of a class that doesn't say whether it is connected, Ray says whether it is there.
+        connected = handle.connected if hasattr(handle, "connected") else handle.__ray_ready__
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
-                if not await handle.connected.remote():
+                if not await connected.remote():
                     await handle.connect.remote(self._peers)
                     if handle in self._peers.engines:
                         await self._peers.broadcaster.catch_up.remote(handle)
             except ActorDiedError as died:
                 self._left[kind] -= 1
                 if not self._left[kind]:
-                    self._fail(ClusterError(f"the last {kind} died and isn't restarted: {one_line(died)}"))
+                    self._fail(
+                        ClusterError(f"the last {kind} died and isn't restarted: {one_line(str(died))}")
+                    )
                 return
             except RayActorError:  # restarting, or out of reach: it is asked again
                 pass
@@ -197,7 +200,9 @@ class ArenaActor:
         self._pump(lambda: self._coordinator.scheduler.remove_worker(worker))
         if not self._coordinator.scheduler.workers:
             self._fail(
-                ClusterError(f"the last rollout worker, {worker}, died and isn't restarted: {one_line(died)}")
+                ClusterError(
+                    f"the last rollout worker, {worker}, died and isn't restarted: {one_line(str(died))}"
+                )
             )
 
     def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:

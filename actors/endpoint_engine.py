@@ -31,6 +31,9 @@ class EndpointEngine:
         self._engine = engine
         self._reporting = asyncio.create_task(report_stats(self._context.name, engine.stats))
 
+    async def connected(self) -> bool:
+        return self._engine is not None
+
     async def generate(self, request: GenerationRequest) -> Generation:
         return await self._connected.generate(request)
 

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from selfplay_ray.errors import ClusterError, SelfPlayError
+from selfplay_ray.runlog.plain_text import one_line
 
 
 def get(reference: Any) -> Any:
@@ -19,7 +20,7 @@ def get(reference: Any) -> Any:
         if isinstance(cause, SelfPlayError):
             raise cause from None
         if isinstance(cause, RayError):
-            raise ClusterError(f"an actor was lost: {one_line(cause)}") from error
+            raise ClusterError(f"an actor was lost: {one_line(str(cause))}") from error
         raise
 
 
@@ -28,8 +29,3 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError):
         error = error.cause
     return error
-
-
-def one_line(error: BaseException) -> str:
-    """What Ray says in several."""
-    return " ".join(str(error).split())

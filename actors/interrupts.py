@@ -27,10 +27,7 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at both signals while the context is open.
-
-        Ray puts handlers of its own there as it starts: open another one then.
-        """
+        """Raise KeyboardInterrupt at both signals while the context is open."""
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             self._asked = True
@@ -44,7 +41,8 @@ class Interrupts:
         """Take note of the first signal while the context is open, ``tell``, and raise KeyboardInterrupt when it is
         left; at a second one raise it at once.
 
-        For what must not be interrupted: Ray, as it starts, leaves processes behind then, or crashes.
+        For what must not be interrupted: Ray, as it starts, leaves processes behind then, or crashes. The handlers that
+        Ray puts there meanwhile are gone afterwards.
         """
 
         def note(number: int, frame: FrameType | None) -> None:

@@ -75,11 +75,11 @@ class Learner:
         if self._begins and self._config.eval_every:
             self._begins = False
             return self._evaluated(before_training(time.time()))
-        started, extra_before = time.monotonic(), sum(self._extra.values())
+        started = time.monotonic()
         lease = self._next_lease()
         if lease is None:
             return None
-        waited, extra = time.monotonic() - started, sum(self._extra.values()) - extra_before
+        waited, extra = time.monotonic() - started, self._extra.get(self._trainer.version, 0)
         self._roots += sum(group.roots for group in lease.groups)
         records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
         trained = self._trainer.train_step(records)

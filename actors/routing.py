@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from ray.exceptions import RayActorError
 
-from selfplay_ray.actors.faults import one_line
 from selfplay_ray.actors.protocols import Handle
 from selfplay_ray.errors import InferenceError, QueueFullError, UnavailableError
 from selfplay_ray.inference.balance import IMBALANCE, RetrySettings
 from selfplay_ray.inference.requests import Generation, GenerationRequest
+from selfplay_ray.runlog.plain_text import one_line
 from selfplay_ray.types import Completion, ModelCall
 
 Answer = TypeVar("Answer")
@@ -59,7 +59,7 @@ class _Places:
                 self._leave_alone(place)
                 if time.monotonic() > deadline:
                     raise InferenceError(
-                        f"{what} within {self._retry.deadline:g} s: {one_line(error)}"
+                        f"{what} within {self._retry.deadline:g} s: {one_line(str(error))}"
                     ) from error
             else:
                 place.failures, place.resting_until = 0, 0.0

@@ -85,8 +85,6 @@ def _run(
             lambda: display.note("ending once Ray has started; Ctrl-C again ends at once")
         ):
             stack.enter_context(ray_cluster())
-        stack.enter_context(interrupts.handled())  # once more, for Ray has put a handler of its own there
-        interrupts.check()
         display.note("starting the actors and loading the model")
         cluster = stack.enter_context(Cluster(arena, config, log.folder, spec))
         if config.resume is not None:

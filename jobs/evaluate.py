@@ -33,7 +33,7 @@ from selfplay_ray.jobs.evaluation_policies import (
 from selfplay_ray.jobs.evaluation_report import Sheet, as_json, as_table, notes
 from selfplay_ray.runlog.evaluations import FOLDER, write_evaluation
 from selfplay_ray.runlog.folder import RunLog
-from selfplay_ray.runlog.transcript import one_line
+from selfplay_ray.runlog.plain_text import one_line
 from selfplay_ray.runtime import LocalRuntime, ModelClient
 from selfplay_ray.types import EpisodeRequest
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from selfplay_ray.bootstrap import CONFIDENCE, FEW_CLUSTERS, RESAMPLES, Estimate
 from selfplay_ray.evaluation import Comparison, Evaluation, compare
 from selfplay_ray.runlog.evaluations import Interval
-from selfplay_ray.runlog.transcript import one_line
+from selfplay_ray.runlog.plain_text import one_line
 
 Estimates = Mapping[str, Estimate]
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from selfplay_ray.artifacts import ArtifactStore
 from selfplay_ray.config import RunConfig
+from selfplay_ray.conversation import as_messages
 from selfplay_ray.credit import CreditAssigner, GRPOCredit
 from selfplay_ray.episode import Episode
 from selfplay_ray.errors import ConfigError, EpisodeError, EpisodeLimitError, UnknownNameError
@@ -412,8 +413,8 @@ def _temperature(run: EpisodeRun | None, role: Role | None, asked: float | None)
 
 
 def _with_system_prompt(messages: str | Sequence[Message], role: Role | None) -> tuple[Message, ...]:
-    """A string is one user message; a role's system prompt comes first unless there is one already."""
-    given = [Message(role="user", content=messages)] if isinstance(messages, str) else list(messages)
+    """A role's system prompt comes first unless there is one already."""
+    given = as_messages(messages)
     if role is None or not role.system_prompt or (given and given[0]["role"] == "system"):
         return tuple(given)
     return (Message(role="system", content=role.system_prompt), *given)

@@ -9,9 +9,14 @@ from selfplay_ray.errors import UnknownNameError
 from selfplay_ray.types import Examples, Message, Role, as_turns
 
 
+def as_messages(messages: str | Sequence[Message]) -> list[Message]:
+    """A string is one user message."""
+    return [Message(role="user", content=messages)] if isinstance(messages, str) else list(messages)
+
+
 def with_examples(messages: str | Sequence[Message], examples: Examples) -> list[Message]:
-    """``messages``, a string being one user message, after ``examples``, which come after a system prompt."""
-    given = [Message(role="user", content=messages)] if isinstance(messages, str) else list(messages)
+    """``messages`` after ``examples``, which come after a system prompt."""
+    given = as_messages(messages)
     systems = 1 if given and given[0]["role"] == "system" else 0
     return [*given[:systems], *as_turns(examples), *given[systems:]]
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from selfplay_ray.human.desk import Desk, Question
-from selfplay_ray.runlog.transcript import plain_text
+from selfplay_ray.runlog.plain_text import plain_text
 
 GLANCE_SECONDS = 0.1
 STOP_SECONDS = 2.0

@@ -17,8 +17,9 @@ from selfplay_ray.runlog.evaluations import evaluated
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.live_view import LiveView
 from selfplay_ray.runlog.metrics import StepMetrics, reward_changes
+from selfplay_ray.runlog.plain_text import one_line
 from selfplay_ray.runlog.rollouts import read_last_rollouts
-from selfplay_ray.runlog.transcript import one_line, transcript
+from selfplay_ray.runlog.transcript import transcript
 
 MIN_SAMPLE_WIDTH = 40
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from selfplay_ray.runlog.evaluations import evaluated
 from selfplay_ray.runlog.metrics import SUMMARY_STEPS, StepMetrics
-from selfplay_ray.runlog.transcript import one_line
+from selfplay_ray.runlog.plain_text import one_line
 
 BARS = "▁▂▃▄▅▆▇█"
 PACE_STEPS = 10  # the estimate of what is left goes by the last steps: the first ones warm up

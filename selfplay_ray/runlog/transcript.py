@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from selfplay_ray.runlog.plain_text import one_line, plain_text
 from selfplay_ray.runlog.rollouts import RolloutRow, StepRow
 
 MAX_STEPS = 12
@@ -16,21 +16,6 @@ MAX_CHARACTERS = 600
 MIN_TEXT_WIDTH = 20
 INDENT = "    "
 MAX_INDENTS = 4
-
-# Control characters (escape sequences begin with one), format characters (they reverse or hide text),
-# half surrogates, and the line and paragraph separators that some terminals obey.
-UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-
-
-def plain_text(text: str) -> str:
-    """``text`` without any character that a terminal would obey rather than show; only line ends are left."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in UNSAFE)
-
-
-def one_line(text: str) -> str:
-    """``plain_text`` without its line ends."""
-    return " ".join(plain_text(text).split())
 
 
 def transcript(tree: RolloutRow, width: int, depth: int = 0) -> Iterator[str]:

@@ -263,9 +263,9 @@ class Scheduler:
         played.append(run.played)
         self._call_off(node)
         # What it asked for and has not awaited, or an earlier attempt has asked for, nobody waits for.
-        kept = {number: call for number, call in node.calls.items() if call.complete and number in run.asked}
         self._give_up_children(node)
-        children = [result for number in sorted(kept) for result in kept[number].in_order()]
+        complete = [node.calls[number] for number in sorted(run.asked) if node.calls[number].complete]
+        children = [result for call in complete for result in call.in_order()]
         result = GenerateResult(finished.rollout, children, node.request.is_trainable, node.request.group)
         if node.parent is None:
             self._finished.append(result)

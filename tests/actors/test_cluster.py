@@ -146,15 +146,18 @@ def test_losing_the_last_worker_for_good_ends_the_run(short_run: Config):
             "engine",
             r"^the last inference engine died and isn't restarted: The actor died .*killed by `ray\.kill`",
         ),
+        ("judge", r"^the last judge died and isn't restarted: The actor died .*killed by `ray\.kill`"),
     ],
 )
 def test_losing_what_is_not_replaced_ends_the_run_in_one_sentence(place: str, told: str, short_run: Config):
     config = short_run(num_steps=100)
     folder = RunLog.create(config.output_dir, config.name, "test").folder
     arena = games.SpeakArena(SlowSpeak())
-    with Cluster(arena, config, folder, games.modelless(config)) as cluster:
+    spec = games.modelless(config, judge=ActorSpec(Judge, max_concurrency=10))
+    with Cluster(arena, config, folder, spec) as cluster:
         assert get(cluster.step()) is not None
-        lost = cluster.peers.engines[0] if place == "engine" else getattr(cluster.peers, place)
+        peers = cluster.peers
+        lost = {"arena": peers.arena, "engine": peers.engines[0], "judge": peers.judges[0]}[place]
         ray.kill(lost)
         with pytest.raises(ClusterError, match=told):
             raise_its_failure(cluster)

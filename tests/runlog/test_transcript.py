@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from selfplay_ray.runlog.plain_text import one_line, plain_text
 from selfplay_ray.runlog.rollouts import RolloutRow, StepRow
-from selfplay_ray.runlog.transcript import one_line, plain_text, transcript
+from selfplay_ray.runlog.transcript import transcript
 from selfplay_ray.types import Message, PolicySpan
 
 
