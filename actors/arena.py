@@ -5,40 +5,53 @@ from __future__ import annotations
 import asyncio
 import itertools
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import RayActorError
 
 from selfplay_ray.actors.faults import root_cause
-from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
+from selfplay_ray.actors.notes import Notes
+from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
+from selfplay_ray.actors.supervision import HEARTBEAT_SECONDS, Ward, look_after, lost_for_good
 from selfplay_ray.errors import ClusterError, ConfigError, EpisodeError, SelfPlayError
 from selfplay_ray.evaluation import Evaluation
 from selfplay_ray.runlog.folder import RunLog
-from selfplay_ray.runlog.plain_text import one_line
 from selfplay_ray.scheduling.coordinator import Coordinator, CreditedGroup
 from selfplay_ray.scheduling.messages import Orders, Report
 
-HEARTBEAT_SECONDS = 1.0
 UNFINISHED_SHOWN = 5
+DRAIN_SECONDS = 0.02
 
 
 class ArenaActor:
-    """Ray's side of a :class:`~selfplay_ray.coordinator.Coordinator`: who is told what, and who is still there."""
+    """Ray's side of a :class:`~selfplay_ray.coordinator.Coordinator`: who is told what, and who is still there.
+
+    What it knows is in the journal with the groups that were put, so that one that was replaced goes on from there.
+    """
 
     def __init__(self, context: ActorContext) -> None:
         self._coordinator = Coordinator(context.arena, context.config)
         self._arena = context.arena
+        self._patience = context.config.hang_timeout
         self._log = RunLog(context.run_folder)
+        self._notes = Notes()
         self._failure: SelfPlayError | None = None
-        self._started = False
-        self._putting = 0
-        self._evaluated: dict[str, float] | None = None
+        self._connected = self._started = self._draining = False
+        self._credited: asyncio.Queue[CreditedGroup] = (
+            asyncio.Queue()
+        )  # that are to be put into the journal …
+        self._unput = 0  # … as many as aren't there yet
+        self._evaluating: int | None = None
+        self._evaluated: dict[int, dict[str, float]] = {}  # by version
         self._tasks: set[asyncio.Task[None]] = set()
-        self._left: dict[str, int] = {}  # of engines, of judges: how many haven't died for good
 
     async def connect(self, peers: Peers) -> None:
         self._peers = peers
+        self._connected = True
+
+    async def connected(self) -> bool:
+        return self._connected
 
     async def start(self) -> None:
         """Let the workers play, from where the journal ends."""
@@ -47,15 +60,15 @@ class ArenaActor:
         state: bytes | None = await self._peers.queue.state.remote()
         if state is not None:
             self._coordinator.restore(state)
+        version: int | None = await self._peers.broadcaster.version.remote()
+        if version is not None:
+            self._coordinator.version = version
         self._started = True
         for worker in self._peers.workers:
             self._coordinator.scheduler.add_worker(worker)
             self._in_background(self._watch(worker))
-        for kind, handles in (("inference engine", self._peers.engines), ("judge", self._peers.judges)):
-            self._left[kind] = len(handles)
-            for handle in handles:
-                self._in_background(self._look_after(kind, handle))
         self._in_background(self._look_for_stragglers())
+        self._in_background(self._put_what_is_credited())
         self._pump()
 
     async def report(self, worker: str, report: Report) -> None:
@@ -78,7 +91,7 @@ class ArenaActor:
             finished=budget.finished,
             failed=budget.failed,
             in_flight=scheduler.in_flight,
-            done=self._coordinator.done and not self._putting,
+            done=self._done,
             failure=self._failure,
             unfinished=[
                 f"{request.id} ({request.episode_type}): {state}"
@@ -86,31 +99,45 @@ class ArenaActor:
             ],
             replayed=scheduler.replayed,
             overdue=scheduler.overdue,
+            warnings=self._notes.take(),
         )
 
-    async def extend(self, version: int, batches: int) -> None:
-        """The step that policy ``version`` takes needs so many batches beside its own; may be said before ``start``."""
-        self._coordinator.extend(version, batches)
+    async def play_beside(self, batches: Mapping[int, int]) -> bool:
+        """The steps that these policy versions take need so many batches beside their own. Returns whether all that the
+        run needs is played, and in the queue."""
+        for version, more in batches.items():
+            self._coordinator.extend(version, more)
         self._pump()
+        return self._done
 
-    async def evaluate(self) -> None:
-        """Begin an evaluation of the policy as it is; ``evaluation`` has its numbers in the end."""
-        self._evaluated = None
-        self._pump(self._coordinator.evaluate)
-
-    async def evaluation(self) -> dict[str, float] | None:
-        """The numbers of the evaluation that was begun last, once it was played."""
-        return self._evaluated
+    async def evaluation(self, version: int) -> dict[str, float] | None:
+        """The numbers of the evaluation of policy ``version``, once it was played; it begins when it is first asked
+        for, and the engines have that version."""
+        begun = version == self._evaluating or version in self._evaluated
+        if self._started and not begun and version == self._coordinator.version:
+            self._evaluating = version
+            self._pump(self._coordinator.evaluate)
+        return self._evaluated.get(version)
 
     async def finish(self) -> None:
         """The run is over."""
         await self._arena.on_train_end()
 
+    async def drain(self) -> None:
+        """Have nothing more played, and return when all that was credited is in the queue."""
+        self._draining = True
+        while self._unput and self._failure is None:
+            await asyncio.sleep(DRAIN_SECONDS)
+
     # How
+
+    @property
+    def _done(self) -> bool:
+        return self._started and self._coordinator.done and not self._unput
 
     def _pump(self, event: Callable[[], None] | None = None) -> None:
         """Take in ``event``, then do all that can be done. What can't be done ends the run, and says why."""
-        if self._failure is not None or not self._started:
+        if self._failure is not None or not self._started or self._draining:
             return
         try:
             if event:
@@ -130,27 +157,43 @@ class ArenaActor:
             self._fail(ClusterError(f"the run stopped:\n{traceback.format_exc().rstrip()}"))
             raise
         for credited in groups:
-            self._putting += 1
-            self._in_background(self._put(credited))
+            self._unput += 1
+            self._credited.put_nowait(credited)
 
     def _keep(self, evaluation: Evaluation) -> None:
         self._log.write_results(evaluation.version, evaluation.results, evaluation=True)
-        self._evaluated = evaluation.flat()
+        self._evaluated[evaluation.version] = evaluation.flat()
 
     def _send(self, worker: str, orders: Orders) -> None:
-        """Whether they arrive, the heartbeat notices."""
         try:
-            self._peers.workers[worker].accept.remote(orders)
+            sent = self._peers.workers[worker].accept.remote(orders)
         except TypeError as error:
             raise EpisodeError(
                 "a request can't be sent to another process; keep its artifact and meta plain: "
                 f"{error.__cause__ or error}"  # the cause, without Ray's long account
             ) from error
+        self._in_background(self._confirm(worker, sent))
 
-    async def _put(self, credited: CreditedGroup) -> None:
-        self._log.write_results(credited.batch, credited.results)
-        await self._peers.queue.put.remote(credited.group, credited.state)
-        self._putting -= 1
+    async def _confirm(self, worker: str, sent: Awaitable[None]) -> None:
+        """See that orders have arrived: what a worker is at that may have missed some is played elsewhere."""
+        try:
+            await sent
+        except RayActorError:
+            self._lose(worker)
+
+    async def _put_what_is_credited(self) -> None:
+        """One transaction after the other, so that a state never comes before a group that it says is credited."""
+        while True:
+            credited = [await self._credited.get()]
+            while not self._credited.empty():
+                credited.append(self._credited.get_nowait())
+            await self._put(credited)
+            self._unput -= len(credited)
+
+    async def _put(self, credited: Sequence[CreditedGroup]) -> None:
+        for one in credited:
+            self._log.write_results(one.batch, one.results)
+        await self._peers.queue.put.remote([one.group for one in credited], credited[-1].state)
 
     async def _look_for_stragglers(self) -> None:
         while True:
@@ -158,52 +201,20 @@ class ArenaActor:
             self._pump(self._coordinator.scheduler.try_stragglers_elsewhere)
 
     async def _watch(self, worker: str) -> None:
-        """Notice when ``worker`` is lost, and give it work again when it is back."""
-        handle, scheduler = self._peers.workers[worker], self._coordinator.scheduler
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            try:
-                if not await handle.connected.remote():  # a new process in the place of one that died
-                    self._pump(lambda: scheduler.remove_worker(worker))
-                    await handle.connect.remote(self._peers)
-                if worker not in scheduler.workers:
-                    self._pump(lambda: scheduler.add_worker(worker))
-            except ActorDiedError as died:
-                self._lose(worker, died)
-                return
-            except RayActorError:  # restarting, or out of reach: it is asked again
-                self._pump(lambda: scheduler.remove_worker(worker))
-
-    async def _look_after(self, kind: str, handle: Handle) -> None:
-        """Let an engine or a judge whose process was replaced take work again, an engine with the weights of now."""
-        # Of a class that doesn't say whether it is connected, Ray says whether it is there.
-        connected = handle.connected if hasattr(handle, "connected") else handle.__ray_ready__
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            try:
-                if not await connected.remote():
-                    await handle.connect.remote(self._peers)
-                    if handle in self._peers.engines:
-                        await self._peers.broadcaster.catch_up.remote(handle)
-            except ActorDiedError as died:
-                self._left[kind] -= 1
-                if not self._left[kind]:
-                    self._fail(
-                        ClusterError(f"the last {kind} died and isn't restarted: {one_line(str(died))}")
-                    )
-                return
-            except RayActorError:  # restarting, or out of reach: it is asked again
-                pass
-
-    def _lose(self, worker: str, died: ActorDiedError) -> None:
-        """``worker`` won't come back; the run goes on as long as there is another."""
-        self._pump(lambda: self._coordinator.scheduler.remove_worker(worker))
+        """Notice when ``worker`` is lost, and give it work when it is back."""
+        handle = self._peers.workers[worker]
+        ward = Ward(worker, handle, self._patience, lambda: handle.connect.remote(self._peers))
+        died = await look_after(ward, lambda: self._lose(worker), lambda: self._welcome(worker))
+        self._lose(worker)
         if not self._coordinator.scheduler.workers:
-            self._fail(
-                ClusterError(
-                    f"the last rollout worker, {worker}, died and isn't restarted: {one_line(str(died))}"
-                )
-            )
+            self._fail(lost_for_good(f"the last rollout worker, {worker},", died))
+
+    def _lose(self, worker: str) -> None:
+        self._pump(lambda: self._coordinator.lose_worker(worker))
+
+    def _welcome(self, worker: str) -> None:
+        if worker not in self._coordinator.scheduler.workers:
+            self._pump(lambda: self._coordinator.scheduler.add_worker(worker))
 
     def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,10 +17,12 @@ from typing import Self
 import ray
 from pydantic import SecretStr
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
 from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
+from selfplay_ray.actors.supervision import Supervisor, Ward
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ClusterError
@@ -26,6 +30,10 @@ from selfplay_ray.runlog.folder import RunLog
 
 CLOSE_SECONDS = 5.0
 """How long endpoints may take to let go of what the run has loaded there."""
+DRAIN_SECONDS = 2.0
+"""How long the arena may take to put away what is credited: `ray job stop` leaves a run three seconds."""
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -81,6 +89,7 @@ class Cluster:
         self._run_id = secrets.token_hex(4)
         self._actors: dict[str, Handle] = {}
         self._endpoints: dict[str, Handle] = {}
+        self._supervisor: Supervisor | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -100,16 +109,32 @@ class Cluster:
         return self.peers.learner.step.remote()
 
     def status(self) -> ArenaStatus:
-        """What the arena is doing."""
+        """What the arena is doing; the failure may also be that somebody was lost for good. Its warnings are logged.
+
+        Raises:
+            ClusterError: the arena itself was lost for good.
+        """
         status: ArenaStatus = get(self.peers.arena.status.remote())
-        return status
+        for warning in status.warnings:
+            logger.warning("%s", warning)
+        lost = self._supervisor.failure if self._supervisor else None
+        return replace(status, failure=status.failure or lost)
+
+    @property
+    def learners_lost(self) -> int:
+        """How often the learner's process was lost."""
+        return self._learner.replaced
 
     def finish(self) -> None:
         """Tell the arena that the last step was taken."""
         get(self.peers.arena.finish.remote())
 
     def stop(self) -> None:
-        """End every actor; those at endpoints last, when nobody asks them any more and what they loaded can go."""
+        """End every actor, once what was credited is in the journal; those at endpoints last, when nobody asks them any
+        more and what they loaded can go."""
+        if self._supervisor:
+            self._supervisor.stop()
+            ray.wait([self.peers.arena.drain.remote()], timeout=DRAIN_SECONDS)
         try:
             for actor in self._actors.values():
                 ray.kill(actor)
@@ -141,7 +166,45 @@ class Cluster:
         others = [actor for actor in self._actors.values() if actor is not learner]
         get([actor.connect.remote(self.peers) for actor in (*others, *self._endpoints.values())])
         get(learner.connect.remote(self.peers))  # last, because it publishes its first weights
-        get(self.peers.arena.start.remote())
+        get(self._start_arena())
+        wards = self._wards()
+        (self._learner,) = wards["the learner"]
+        self._supervisor = Supervisor(wards)
+
+    def _start_arena(self) -> Handle:
+        # Never made again by Ray: a process that has replaced it must be connected first.
+        return self.peers.arena.start.options(max_task_retries=0).remote()
+
+    def _wards(self) -> dict[str, list[Ward]]:
+        """Whom the run can't do without, and how they come back. The arena itself looks after the workers."""
+        peers, everybody = self.peers, {**self._actors, **self._endpoints}
+
+        async def connect(actor: Handle) -> None:
+            await actor.connect.remote(peers)
+
+        async def connect_arena(arena: Handle) -> None:
+            await connect(arena)
+            await self._start_arena()
+
+        async def connect_engine(engine: Handle) -> None:
+            await connect(engine)
+            await peers.broadcaster.catch_up.remote(engine)
+
+        def wards(*places: str, connect: Callable[[Handle], Awaitable[None]] = connect) -> list[Ward]:
+            return [
+                Ward(name, actor, self._config.hang_timeout, partial(connect, actor))
+                for name, actor in everybody.items()
+                if name.rpartition("-")[0] in places
+            ]
+
+        return {
+            "the arena": wards("arena", connect=connect_arena),
+            "the replay queue": wards("queue"),
+            "the broadcaster": wards("broadcaster"),
+            "the learner": wards("learner"),
+            "the last inference engine": wards("engine", "endpoint", connect=connect_engine),
+            "the last judge": wards("judge"),
+        }
 
     def _start_one(self, place: str, spec: ActorSpec, index: int) -> Handle:
         name = f"{place}-{index}"
@@ -150,6 +213,10 @@ class Cluster:
         context = ActorContext(
             name, self._config, self._arena, self._folder, index, self._run_id, SecretStr(key)
         )
-        actor: Handle = ray.remote(spec.cls).options(**spec.options()).remote(context)
+        options = spec.options()
+        if spec.beside_driver:
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+        actor: Handle = ray.remote(**options)(spec.cls).remote(context)
         (self._endpoints if at_endpoint else self._actors)[name] = actor
         return actor

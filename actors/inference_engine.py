@@ -34,7 +34,11 @@ class InferenceEngine:
         self._reporting = asyncio.create_task(report_stats(self._name, self._loaded.stats))
 
     async def connected(self) -> bool:
-        return self._loaded is not None
+        """Not answered while the engine's thread hangs."""
+        if self._loaded is None:
+            return False
+        await self._loaded.pulse()
+        return True
 
     async def generate(self, request: GenerationRequest) -> Generation:
         if not self._has_weights:
@@ -42,8 +46,9 @@ class InferenceEngine:
         return await self._engine.generate(request)
 
     async def load_adapter(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        await self._engine.load_adapter(weights, version)
-        self._has_weights = True
+        if not self._has_weights or version != self._engine.policy_version:  # else published again
+            await self._engine.load_adapter(weights, version)
+            self._has_weights = True
 
     async def stats(self) -> EngineStats:
         return EngineStats() if self._loaded is None else self._loaded.stats()

@@ -18,19 +18,23 @@ class JudgePool:
     def __init__(self, context: ActorContext) -> None:
         self._name = context.name
         self._config = context.config
-        self._client: EngineClient | None = None
+        self._engine: Engine | None = None
 
     async def connect(self, peers: Peers) -> None:
-        self._client = await asyncio.to_thread(self._load)
+        self._engine, self._client = await asyncio.to_thread(self._load)
 
     async def connected(self) -> bool:
-        return self._client is not None
+        """Not answered while the engine's thread hangs."""
+        if self._engine is None:
+            return False
+        await self._engine.pulse()
+        return True
 
-    def _load(self) -> EngineClient:
+    def _load(self) -> tuple[Engine, EngineClient]:
         engine = Engine(resolve_model(self._config.model_path), max_batch_size=self._config.concurrency)
-        return EngineClient.for_engine(engine, self._config.max_tokens)
+        return engine, EngineClient.for_engine(engine, self._config.max_tokens)
 
     async def complete(self, call: ModelCall) -> Completion:
-        if self._client is None:  # restarted, and the arena is about to notice
+        if self._engine is None:  # replaced, and about to be connected
             raise UnavailableError(f"{self._name} has not loaded the model yet")
         return await self._client.complete(call)

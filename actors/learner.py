@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayActorError
 
 from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
-from selfplay_ray.errors import TrainingError
+from selfplay_ray.actors.supervision import PULSE
+from selfplay_ray.errors import TrainingError, UnavailableError
 from selfplay_ray.inference.requests import EngineStats
 from selfplay_ray.lora import save_adapter
 from selfplay_ray.models import resolve_model
@@ -37,12 +39,14 @@ class Learner:
 
     A step's groups are acknowledged before its weights are published, and forgotten when a checkpoint holds what
     was learned from them. So a learner that goes on from a checkpoint trains on what was trained on since, in the
-    same order, and on nothing twice.
+    same order, and on nothing twice. One that takes the place of a learner that was lost does so while the others go
+    on: the engines keep the weights that it comes to again.
     """
 
     def __init__(self, context: ActorContext) -> None:
         self._config = context.config
         self._log = RunLog(context.run_folder)
+        self._connected = False
 
     def connect(self, peers: Peers) -> None:
         config = self._config
@@ -61,9 +65,15 @@ class Learner:
         self._generated = Meter()
         self._begins = self._trainer.version == 0
         ray.get(peers.queue.rewind.remote(self._trainer.version))
-        for version, batches in self._extra.items():  # the journal knows those alone that a group came after
-            ray.get(peers.arena.extend.remote(version, batches))
-        ray.get(peers.broadcaster.publish.remote(self._trainer.adapter(), self._trainer.version))
+        status: ArenaStatus = ray.get(peers.arena.status.remote())
+        # The version that engines have from a learner before this one; if nobody knows of any, ours.
+        self._published = max(status.version, ray.get(peers.broadcaster.version.remote()) or 0)
+        self._publish()
+        self._connected = True
+
+    @ray.method(concurrency_group=PULSE)
+    def connected(self) -> bool:
+        return self._connected
 
     def step(self) -> StepMetrics | None:
         """Wait for a batch, train on it, acknowledge, publish, evaluate if it is time to. None when nothing is left
@@ -71,7 +81,10 @@ class Learner:
 
         Raises:
             TrainingError: also several batches had nothing to train on; says why.
+            UnavailableError: it has taken the place of one that was lost, and isn't connected yet.
         """
+        if not self._connected:
+            raise UnavailableError("the learner has not loaded its checkpoint yet")
         if self._begins and self._config.eval_every:
             self._begins = False
             return self._evaluated(before_training(time.time()))
@@ -120,7 +133,6 @@ class Learner:
             extra += 1
             self._extra[version] = extra
             ray.get(self._peers.queue.release.remote(lease.id))  # it comes again, with the next one
-            ray.get(self._peers.arena.extend.remote(version, extra))
         return None
 
     def _wait_for_lease(self) -> Lease | None:
@@ -130,35 +142,50 @@ class Learner:
         groups of any size takes as many steps as it plays batches.
         """
         batches = self._trainer.version + 1 + sum(self._extra.values())
-        wanted = batches * self._config.batch_size - self._roots
+        wanted, lease_id = batches * self._config.batch_size - self._roots, uuid.uuid4().hex
+        peers = self._peers
         while True:
-            status: ArenaStatus = ray.get(self._peers.arena.status.remote())
-            # What was put before the arena was done is there; so its status is asked for first.
-            lease: Lease | None = ray.get(self._peers.queue.lease.remote(wanted, or_fewer=status.done))
-            if lease is not None or status.done:
+            # What was put before the arena was done is there; so it is asked first.
+            done: bool = ray.get(peers.arena.play_beside.remote(self._extra))
+            lease: Lease | None = ray.get(peers.queue.lease.remote(wanted, or_fewer=done, lease_id=lease_id))
+            if lease is not None or done:
                 return lease
-            time.sleep(POLL_SECONDS)
+            self._wait()
+
+    def _wait(self) -> None:
+        """A moment, in which whatever is waited for may go on: engines need their weights for that."""
+        if ray.get(self._peers.broadcaster.version.remote()) is None:
+            self._publish()
+        time.sleep(POLL_SECONDS)
 
     def _publish(self) -> None:
+        """Unless engines have a later version than this one, which is taken again on the way there."""
         weights, version = self._trainer.adapter(), self._trainer.version
-        if self._lora.rank:  # a whole model at every step would fill the disk: checkpoints hold them
+        if version < self._published:
+            return
+        self._published = version
+        if (
+            self._lora.rank and version
+        ):  # a whole model at every step would fill the disk: checkpoints hold them
             save_adapter(self._log.adapter_path(version), weights, self._lora, version)
         ray.get(self._peers.broadcaster.publish.remote(weights, version))
 
     def _is_time_to_evaluate(self) -> bool:
         version, every = self._trainer.version, self._config.eval_every
-        return every > 0 and (version % every == 0 or version == self._config.num_steps)
+        taken_again = version < self._published  # and evaluated then
+        return every > 0 and not taken_again and (version % every == 0 or version == self._config.num_steps)
 
     def _evaluated(self, metrics: StepMetrics) -> StepMetrics:
         """``metrics``, and how the policy that was just published fares. It stays as it is while that is played."""
         started = time.monotonic()
-        ray.get(self._peers.arena.evaluate.remote())
         while True:
-            numbers: dict[str, float] | None = ray.get(self._peers.arena.evaluation.remote())
+            numbers: dict[str, float] | None = ray.get(
+                self._peers.arena.evaluation.remote(self._trainer.version)
+            )
             if numbers is not None:
                 seconds = {"time/evaluation": time.monotonic() - started}
                 return replace(metrics, values={**metrics.values, **numbers, **seconds})
-            time.sleep(POLL_SECONDS)
+            self._wait()
 
     def _keep(self, metrics: StepMetrics) -> None:
         """A checkpoint, where one is due, in place of those that are no longer wanted."""

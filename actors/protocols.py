@@ -62,7 +62,7 @@ class Peers:
 class ArenaStatus:
     """What the arena is doing. ``failure`` says why the run can't go on; ``unfinished`` are a few of the
     requests in flight and what each waits for. ``replayed`` and ``overdue`` count episodes that were played again:
-    their worker was lost, or was slow and another tried as well."""
+    their worker was lost, or was slow and another tried as well. ``warnings`` are those since it was asked last."""
 
     version: int
     finished: int
@@ -73,6 +73,7 @@ class ArenaStatus:
     unfinished: list[str] = field(default_factory=list)
     replayed: int = 0
     overdue: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 class ConnectedActor(Protocol):
@@ -83,13 +84,20 @@ class ConnectedActor(Protocol):
 
 class RestartedActor(ConnectedActor, Protocol):
     """One whose process Ray may replace (``ActorSpec.max_restarts``). ``connected`` is False in a process that was
-    restarted and has forgotten everything; the arena asks now and then, and connects it again."""
+    restarted and has forgotten everything; it is asked now and then, and connected again, or killed if it doesn't
+    answer. Where ``ActorSpec.max_task_retries`` says so, a call that is lost with the process is made again, so that
+    whatever is asked of it may be asked twice."""
 
     async def connected(self) -> bool: ...
 
 
-class ArenaProtocol(ConnectedActor, Protocol):
-    """Sends episode requests to workers, gathers results, credits them, fills the queue."""
+class ArenaProtocol(RestartedActor, Protocol):
+    """Sends episode requests to workers, gathers results, credits them, fills the queue.
+
+    ``play_beside`` is told which versions need batches beside their own, and tells whether the run's last is played
+    and in the queue. ``evaluation`` begins that of a version when it is first asked for, and is None until it is over.
+    ``drain`` returns when all that was credited is in the queue, and has nothing played any more.
+    """
 
     async def start(self) -> None: ...
 
@@ -101,13 +109,13 @@ class ArenaProtocol(ConnectedActor, Protocol):
 
     async def status(self) -> ArenaStatus: ...
 
-    async def extend(self, version: int, batches: int) -> None: ...
+    async def play_beside(self, batches: Mapping[int, int]) -> bool: ...
 
-    async def evaluate(self) -> None: ...
-
-    async def evaluation(self) -> dict[str, float] | None: ...
+    async def evaluation(self, version: int) -> dict[str, float] | None: ...
 
     async def finish(self) -> None: ...
+
+    async def drain(self) -> None: ...
 
 
 class WorkerProtocol(RestartedActor, Protocol):
@@ -138,14 +146,14 @@ class JudgeProtocol(RestartedActor, Protocol):
     async def complete(self, call: ModelCall) -> Completion: ...
 
 
-class QueueProtocol(ConnectedActor, Protocol):
+class QueueProtocol(RestartedActor, Protocol):
     """Keeps groups until they were trained on; see :class:`~selfplay_ray.replay.ReplayBuffer`."""
 
-    async def put(self, group: RolloutGroup, state: bytes | None = None) -> bool: ...
+    async def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int: ...
 
     async def state(self) -> bytes | None: ...
 
-    async def lease(self, roots: int, *, or_fewer: bool = False) -> Lease | None: ...
+    async def lease(self, roots: int, *, or_fewer: bool = False, lease_id: str = "") -> Lease | None: ...
 
     async def ack(self, lease_id: str, version: int) -> None: ...
 
@@ -156,16 +164,22 @@ class QueueProtocol(ConnectedActor, Protocol):
     async def rewind(self, version: int) -> int: ...
 
 
-class LearnerProtocol(ConnectedActor, Protocol):
-    """Takes training steps, or as step 0 has evaluated what it begins with. None when nothing is left to train on."""
+class LearnerProtocol(RestartedActor, Protocol):
+    """Takes training steps, or as step 0 has evaluated what it begins with. None when nothing is left to train on.
+
+    One that was replaced raises UnavailableError until it is connected, and takes the steps since its last checkpoint
+    again."""
 
     def step(self) -> StepMetrics | None: ...
 
 
-class BroadcasterProtocol(ConnectedActor, Protocol):
+class BroadcasterProtocol(RestartedActor, Protocol):
     """Gives weights to all engines, then tells the arena that the policy has advanced. An engine that was away
-    catches up."""
+    catches up. ``version`` is that of the weights it has, None in one that was replaced: they are to be published
+    again."""
 
     async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None: ...
 
     async def catch_up(self, engine: Handle) -> None: ...
+
+    async def version(self) -> int | None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, Peers
@@ -51,6 +51,8 @@ class RolloutWorker:
         except RayTaskError as error:
             reason = f"a report of {self._context.name} could not be read by the arena: {root_cause(error)!r}"
             peers.arena.fail.remote(reason)
+        except RayActorError:
+            pass  # lost with the arena, which is replaced and asks for all of it anew
 
     def make_client(self, peers: Peers) -> ModelClient:
         """What answers the roles. Takes a second: it reads the tokenizer."""
@@ -63,7 +65,7 @@ class RolloutWorker:
         return self._worker is not None
 
     async def accept(self, orders: Orders) -> None:
-        if self._worker is not None:  # else it was restarted, and the arena is about to notice
+        if self._worker is not None:  # else it was replaced, and is about to be connected
             self._worker.accept(orders)
 
     def get_policy_version(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
@@ -16,6 +17,7 @@ from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.actors.watchdog import Watchdog
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
+from selfplay_ray.errors import ActorLostError, ClusterError, UnavailableError
 from selfplay_ray.models import resolve_model
 from selfplay_ray.runlog.display import Display, summary
 from selfplay_ray.runlog.folder import RunLog
@@ -26,6 +28,10 @@ from selfplay_ray.training.resume import resume
 logger = logging.getLogger(__name__)
 
 STATUS_SECONDS = 0.5
+NOTHING_TAKEN = -1
+"""The step before step 0, which is but an evaluation."""
+TOLERATED_LOSSES = 5
+"""How often the learner may be lost between one step and the next: what kills it may be the step."""
 
 
 def train(
@@ -91,8 +97,9 @@ def _run(
             log.go_back(history)
         log.write_config(config)  # not before: a run that can't be resumed like this stays as it was
         display.note("playing the first batch" if not history else f"going on after step {history[-1].step}")
-        first = history[-1].step + 1 if history else 1
-        for metrics in _steps(cluster, config, interrupts):
+        taken = history[-1].step if history else NOTHING_TAKEN
+        first = max(taken, 0) + 1
+        for metrics in _steps(cluster, config, interrupts, taken):
             history.append(metrics)
             for logger in loggers:
                 logger.log_step(metrics)
@@ -112,20 +119,43 @@ def _check_best_metric(name: str, history: Sequence[StepMetrics]) -> None:
         )
 
 
-def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts) -> Iterator[StepMetrics]:
-    """The learner's steps as they are taken, while watching that there is something to wait for."""
-    taken = 0
+def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts, taken: int) -> Iterator[StepMetrics]:
+    """The learner's steps after ``taken``, each once, while watching that there is something to wait for. A learner
+    that has taken the place of one that was lost takes some of them again.
+
+    Raises:
+        ClusterError: one after the other was lost, and none got any further.
+    """
+    watchdog, lost_before = Watchdog(config.step_timeout), 0
     while taken < config.num_steps:
-        step, watchdog = cluster.step(), Watchdog(config.step_timeout)
-        interrupts.check()
-        while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
+        try:
+            metrics = _wait_for_step(cluster, watchdog, interrupts)
+        except (ActorLostError, UnavailableError) as error:  # the latter until it is connected
+            losses = cluster.learners_lost - lost_before
+            if losses >= TOLERATED_LOSSES:
+                raise ClusterError(
+                    f"the learner was lost {losses} times without getting further than step {max(0, taken)}: {error}"
+                ) from error
             interrupts.check()
             watchdog.look_at(cluster.status())
-        metrics: StepMetrics | None = get(step)
+            time.sleep(STATUS_SECONDS)
+            continue
         if metrics is None:
             return
-        taken = metrics.step
-        yield metrics
+        watchdog = Watchdog(config.step_timeout)
+        if metrics.step > taken:
+            taken, lost_before = metrics.step, cluster.learners_lost
+            yield metrics
+
+
+def _wait_for_step(cluster: Cluster, watchdog: Watchdog, interrupts: Interrupts) -> StepMetrics | None:
+    step = cluster.step()
+    interrupts.check()
+    while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
+        interrupts.check()
+        watchdog.look_at(cluster.status())
+    metrics: StepMetrics | None = get(step)
+    return metrics
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from selfplay_ray.actors.arena import ArenaActor
@@ -19,7 +21,7 @@ from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError
 
 RESTARTS = 100
-"""How often an engine or a judge is replaced: each time it loads the model, and what kills it may come again."""
+"""How often an actor is replaced, and a call made again that was lost with one: what kills it may come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,9 @@ class ActorSpec:
 
     ``cls`` meets the protocol of its place (``actors/protocols.py``) and is made with an ActorContext.
     ``num_cpus`` and ``num_gpus`` are what Ray reserves; ``threads`` what BLAS may use. ``max_restarts`` is how
-    often Ray replaces a process that died (-1: always); ``max_concurrency`` how many calls run at a time in a
-    class with ``async`` methods.
+    often Ray replaces a process that died (-1: always), and ``max_task_retries`` how often it makes a call again that
+    was lost, if it may be made twice; ``max_concurrency`` how many calls run at a time in a class with ``async``
+    methods. ``beside_driver`` is for who needs the run's folder: on the driver's machine, wherever the others are.
     """
 
     cls: type
@@ -38,7 +41,9 @@ class ActorSpec:
     num_gpus: float = 0
     threads: int = 1
     max_restarts: int = 0
+    max_task_retries: int = 0
     max_concurrency: int | None = None
+    beside_driver: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,18 +58,28 @@ class ActorSpec:
             raise ConfigError(f"ActorSpec of {self.cls.__name__} has count {self.count}; give 0 or more")
 
     def options(self) -> dict[str, Any]:
-        """Ray's options for it."""
+        """Ray's options for it, but where it runs."""
         threads = str(self.threads)
         env = {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, **self.env}
         options: dict[str, Any] = {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "max_restarts": self.max_restarts,
+            "max_task_retries": self.max_task_retries,
             "runtime_env": {"env_vars": env},
         }
+        if groups := _concurrency_groups(self.cls):
+            options["concurrency_groups"] = groups
         if self.max_concurrency is not None:
             options["max_concurrency"] = self.max_concurrency
         return options
+
+
+def _concurrency_groups(cls: type) -> dict[str, int]:
+    """Those that methods of ``cls`` are in (``ray.method(concurrency_group=…)``), a thread for each."""
+    methods = (method for _, method in inspect.getmembers(cls, inspect.isfunction))
+    groups = (getattr(method, "__ray_concurrency_group__", None) for method in methods)
+    return {group: 1 for group in groups if group is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +116,17 @@ class ClusterSpec:
         busy_at_once = config.engines + config.judges + (config.max_staleness > 0)
         threads = max(1, cpus // max(1, busy_at_once))
         many = 10_000  # calls that only wait cost next to nothing
+        core = partial(ActorSpec, max_restarts=RESTARTS, max_task_retries=RESTARTS, beside_driver=True)
         return cls(
-            arena=ActorSpec(ArenaActor, max_concurrency=many),
-            queue=ActorSpec(ReplayQueue),
-            learner=ActorSpec(Learner, threads=cpus if config.max_staleness == 0 else threads),
-            broadcaster=ActorSpec(WeightBroadcaster),
+            arena=core(ArenaActor, max_concurrency=many),
+            queue=core(ReplayQueue),
+            learner=ActorSpec(
+                Learner,
+                threads=cpus if config.max_staleness == 0 else threads,
+                max_restarts=RESTARTS,
+                beside_driver=True,
+            ),
+            broadcaster=core(WeightBroadcaster),
             worker=ActorSpec(RolloutWorker, config.rollout_workers, max_restarts=-1, max_concurrency=many),
             engine=ActorSpec(
                 InferenceEngine, config.engines, threads=threads, max_restarts=RESTARTS, max_concurrency=many

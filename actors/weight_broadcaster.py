@@ -15,22 +15,36 @@ from selfplay_ray.errors import UnavailableError
 
 
 class WeightBroadcaster:
-    """Puts the weights into the object store once, hands every engine the reference, then tells the arena."""
+    """Puts the weights into the object store once, hands every engine the reference, then tells the arena.
+
+    One that was replaced has no weights: the learner, which asks for their ``version``, publishes them again.
+    """
 
     def __init__(self, context: ActorContext) -> None:
         self._current: tuple[ray.ObjectRef[Mapping[str, np.ndarray]], int] | None = None
+        self._connected = asyncio.Event()
 
     async def connect(self, peers: Peers) -> None:
         self._peers = peers
+        self._connected.set()
+
+    async def connected(self) -> bool:
+        return self._connected.is_set()
 
     async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Return when every engine that is there samples with ``version`` and the arena knows."""
+        """Return when every engine that is there samples with ``version`` and the arena, if it is there, knows."""
+        await self._connected.wait()
         self._current = ray.put(weights), version
         await asyncio.gather(*(self.catch_up(engine) for engine in self._peers.engines))
-        await self._peers.arena.advance.remote(version)
+        with contextlib.suppress(RayActorError):  # one that is replaced asks for the version
+            await self._peers.arena.advance.remote(version)
 
     async def catch_up(self, engine: Handle) -> None:
         """Give ``engine`` what was published last. One that is lost meanwhile is asked to when it is back."""
         if self._current is not None:
             with contextlib.suppress(RayActorError, UnavailableError):
                 await engine.load_adapter.remote(*self._current)
+
+    async def version(self) -> int | None:
+        """Of the weights that were published last; None if there are none."""
+        return None if self._current is None else self._current[1]

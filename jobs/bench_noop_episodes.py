@@ -91,7 +91,8 @@ def _start(folder: Path, steps: int) -> Peers:
 
     def start(cls: type, name: str, concurrency: int | None = None) -> Handle:
         options = ActorSpec(cls, max_concurrency=concurrency).options()
-        return ray.remote(cls).options(**options).remote(ActorContext(name, config, arena, folder))
+        actor: Handle = ray.remote(**options)(cls).remote(ActorContext(name, config, arena, folder))
+        return actor
 
     names = [f"worker-{index}" for index in range(WORKERS)]
     peers = Peers(

@@ -116,6 +116,8 @@ class RunConfig(BaseModel):
     """Judges, each with a base model of its own; with 0 the engines answer their calls, with the base model too."""
     concurrency: int = Field(32, ge=1)
     """Most sequences one engine decodes at once."""
+    hang_timeout: float = Field(120.0, gt=0)
+    """Seconds an actor may be silent, because an episode of it blocks, say, before it is killed and replaced."""
     step_timeout: float = Field(1800.0, gt=0)
     """Seconds without a training step after which the run stops; long before it says what it waits for."""
     checkpoint_every: int = Field(10, ge=1)

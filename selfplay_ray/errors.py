@@ -121,3 +121,7 @@ class ErrorBudgetExceeded(SelfPlayError):
 
 class ClusterError(SelfPlayError):
     """An actor could not be started, was lost, or a port is in use."""
+
+
+class ActorLostError(ClusterError):
+    """A process was lost before it could answer; another may take its place, and what was asked may be asked again."""

@@ -141,20 +141,23 @@ class ReplayBuffer:
                 "start a run under another name"
             )
 
-    def put(self, group: RolloutGroup, state: bytes | None = None) -> bool:
-        """Journal ``group`` and, in place of the one before, its maker's ``state``.
+    def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int:
+        """Journal ``groups`` and, in place of the one before, their maker's ``state``; how many of them are new.
 
-        False if the group's id was put before, trained or not: then only the state is new.
+        A group whose id was put before, trained or not, is not put again. Where none is new, this was said before, and
+        the state stays as well: a later one may have come since.
         """
-        payload = self._encoder.encode(group)
+        rows = [(group.id, group.roots, self._encoder.encode(group)) for group in groups]
         with self._transaction():
-            if state is not None:
+            new = 0
+            for row in rows:
+                new += self._db.execute(
+                    "INSERT INTO groups (id, roots, payload) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                    row,
+                ).rowcount
+            if new and state is not None:
                 self._db.execute("INSERT OR REPLACE INTO state (only, content) VALUES (0, ?)", (state,))
-            inserted = self._db.execute(
-                "INSERT INTO groups (id, roots, payload) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING",
-                (group.id, group.roots, payload),
-            )
-            return inserted.rowcount == 1
+            return new
 
     def state(self) -> bytes | None:
         """The state that came with the group put last; None before any did."""
@@ -162,11 +165,13 @@ class ReplayBuffer:
             row = self._db.execute("SELECT content FROM state").fetchone()
         return None if row is None else bytes(row[0])
 
-    def lease(self, roots: int, *, or_fewer: bool = False) -> Lease | None:
+    def lease(self, roots: int, *, or_fewer: bool = False, lease_id: str = "") -> Lease | None:
         """The oldest available groups that together hold at least ``roots`` root episodes; or, with ``or_fewer``, all
         there are.
 
-        None, and nothing leased, while there are not enough; with ``or_fewer``, where there is none.
+        None, and nothing leased, while there are not enough; with ``or_fewer``, where there is none. Asked again under
+        the ``lease_id`` of a lease that was given and not acked, it is the same lease, for as long again: who has
+        missed the answer may ask for it once more. An empty one is made up.
 
         Raises:
             ReplayError: ``roots`` is less than 1, or a group can't be decoded.
@@ -175,13 +180,20 @@ class ReplayBuffer:
             raise ReplayError(f"asked to lease {roots} root episodes; ask for 1 or more")
         now = self._clock()
         with self._transaction():
-            arrivals = self._oldest(roots, now, or_fewer)
+            arrivals = self._given(lease_id) or self._oldest(roots, now, or_fewer)
             if not arrivals:
                 return None
             groups = tuple(self._payload(arrival) for arrival in arrivals)
-            lease = Lease(uuid.uuid4().hex, groups)
+            lease = Lease(lease_id or uuid.uuid4().hex, groups)
             self._assign(lease.id, arrivals, now + self._lease_seconds)
             return lease
+
+    def _given(self, lease_id: str) -> list[int]:
+        """Arrival numbers of the groups that the lease holds."""
+        rows = self._db.execute(
+            "SELECT arrival FROM groups WHERE lease = ? AND trained IS NULL ORDER BY arrival", (lease_id,)
+        )
+        return [arrival for (arrival,) in rows]
 
     def _oldest(self, roots: int, now: float, or_fewer: bool) -> list[int]:
         """Arrival numbers of the oldest available groups with ``roots`` roots; if there are not enough, of all there
@@ -226,19 +238,23 @@ class ReplayBuffer:
         )
 
     def ack(self, lease_id: str, version: int) -> None:
-        """Policy ``version`` was trained on the lease's groups: they aren't handed out again.
+        """Policy ``version`` was trained on the lease's groups: they aren't handed out again. May be said twice.
 
         A lease that ran out may still be acked, as long as nobody else was handed its groups.
 
         Raises:
-            ReplayError: the lease was acked before, or isn't one (any more).
+            ReplayError: the lease was acked for another version, or isn't one (any more).
         """
         with self._transaction():
-            acked = self._db.execute(
-                "UPDATE groups SET trained = ? WHERE lease = ? AND trained IS NULL", (version, lease_id)
-            )
-            if acked.rowcount == 0:
-                raise self._no_such_lease(lease_id)
+            trained = self._trained(lease_id)
+            if not trained:
+                raise ReplayError(
+                    f"lease {lease_id!r} is unknown: it was never given, was released, or ran out and its groups were "
+                    "leased again; don't use what was trained on it, or raise lease_seconds"
+                )
+            if trained - {None, version}:
+                raise self._acked_before(lease_id)
+            self._db.execute("UPDATE groups SET trained = ? WHERE lease = ?", (version, lease_id))
 
     def forget(self, version: int) -> None:
         """A checkpoint of policy ``version`` is safe: forget what was in the groups that led there, not their names."""
@@ -268,26 +284,25 @@ class ReplayBuffer:
             return untrained.rowcount
 
     def release(self, lease_id: str) -> None:
-        """The lease's groups were not trained on and are available again, in their old order.
+        """The lease's groups were not trained on and are available again, in their old order. Of a lease that holds
+        none, as when this is said twice, nothing is left to release.
 
         Raises:
-            ReplayError: the lease was acked before, or isn't one (any more).
+            ReplayError: the lease was acked before.
         """
         with self._transaction():
-            released = self._db.execute(
-                "UPDATE groups SET lease = NULL, deadline = NULL WHERE lease = ? AND trained IS NULL",
-                (lease_id,),
-            )
-            if released.rowcount == 0:
-                raise self._no_such_lease(lease_id)
+            if self._trained(lease_id) - {None}:
+                raise self._acked_before(lease_id)
+            self._db.execute("UPDATE groups SET lease = NULL, deadline = NULL WHERE lease = ?", (lease_id,))
 
-    def _no_such_lease(self, lease_id: str) -> ReplayError:
-        if self._db.execute("SELECT 1 FROM groups WHERE lease = ? LIMIT 1", (lease_id,)).fetchone():
-            return ReplayError(f"lease {lease_id!r} was acked before; its groups are trained once only")
-        return ReplayError(
-            f"lease {lease_id!r} is unknown: it was never given, was released, or ran out and its groups were "
-            "leased again; don't use what was trained on it, or raise lease_seconds"
-        )
+    def _trained(self, lease_id: str) -> set[int | None]:
+        """The version that was trained on the lease's groups, None if none was; empty where it has no group."""
+        rows = self._db.execute("SELECT DISTINCT trained FROM groups WHERE lease = ?", (lease_id,))
+        return {version for (version,) in rows}
+
+    @staticmethod
+    def _acked_before(lease_id: str) -> ReplayError:
+        return ReplayError(f"lease {lease_id!r} was acked before; its groups are trained once only")
 
     def counts(self) -> ReplayCounts:
         """What is in the journal now; groups whose lease has run out count as queued."""

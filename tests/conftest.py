@@ -20,6 +20,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from processes import REPOSITORY
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -30,7 +31,13 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-STARTS_CLUSTERS = ("tests/actors/", "tests/jobs/", "tests/test_readme.py", "tests/test_cluster_yaml.py")
+STARTS_CLUSTERS = (
+    "tests/actors/",
+    "tests/chaos/",
+    "tests/jobs/",
+    "tests/test_readme.py",
+    "tests/test_cluster_yaml.py",
+)
 """Where tests start Ray, which takes all cores for a while: they run one after the other, whatever runs beside them."""
 
 
@@ -66,6 +73,20 @@ def ray_cluster() -> Iterator[str]:
     )
     yield namespace
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer llama of random weights."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """That of a process which finds this working tree, and no cluster."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="session")

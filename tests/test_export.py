@@ -33,11 +33,6 @@ TOKENS = mx.array([[1, 900, 17, 4000, 3, 3, 256]])
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("export") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def quantized(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in 4 bits, as mlx-lm writes it."""
     folder = tmp_path_factory.mktemp("export") / "quantized"

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,11 +20,6 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 def block(containing: str) -> str:
     (found,) = (text for text in PYTHON if containing in text)
     return found
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("readme") / "tiny")
 
 
 def run(script: str, folder: Path, *flags: str) -> str:

@@ -187,6 +187,14 @@ class Engine:
     def stats(self) -> EngineStats:
         return self._core.decoder.stats()
 
+    async def pulse(self) -> None:
+        """Return once the thread has come round, which it does between two decode steps.
+
+        Raises:
+            EngineStoppedError: the engine has stopped.
+        """
+        await self._change(lambda decoder: None)
+
     def close(self) -> None:
         """Stop the thread and wait for it; what is unfinished fails with EngineStoppedError. May be called twice."""
         atexit.unregister(self.close)

@@ -20,7 +20,7 @@ from selfplay_ray.scheduling.coordinator_state import (
 from selfplay_ray.scheduling.evaluating import EvaluationInFlight, is_of_evaluation
 from selfplay_ray.scheduling.messages import Orders, Report
 from selfplay_ray.scheduling.scheduler import Scheduler
-from selfplay_ray.types import EpisodeRequest, GenerateResult, RolloutGroup
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,15 @@ class Coordinator:
         """
         for spawn in report.spawned:
             spawn.requests[:] = [self.arena.resolve_artifact(request) for request in spawn.requests]
-        for rollout in self.scheduler.handle(worker, report):
-            if not is_of_evaluation(rollout.id):
-                self.budget.count(rollout)
-        for result in self.scheduler.take_finished():
-            self._results_beside(result.rollout.id)[result.rollout.id] = result
+        self._take_in(self.scheduler.handle(worker, report))
+
+    def lose_worker(self, worker: str) -> None:
+        """``worker`` is lost: what it played starts again elsewhere, as long as it isn't what kills one after another.
+
+        Raises:
+            ErrorBudgetExceeded: too many episodes have failed.
+        """
+        self._take_in(self.scheduler.remove_worker(worker))
 
     def take_orders(self) -> dict[str, Orders]:
         """Admit what may be admitted, and return what each worker is to be told."""
@@ -199,6 +203,14 @@ class Coordinator:
             self._restored.append(group)
 
     # How
+
+    def _take_in(self, rollouts: Sequence[Rollout]) -> None:
+        """Count what has ended, and sort in what is whole."""
+        for rollout in rollouts:
+            if not is_of_evaluation(rollout.id):
+                self.budget.count(rollout)
+        for result in self.scheduler.take_finished():
+            self._results_beside(result.rollout.id)[result.rollout.id] = result
 
     def _count(self, results: Sequence[GenerateResult]) -> None:
         rollouts = [rollout for tree in results for rollout in tree.all_rollouts()]

@@ -50,12 +50,14 @@ class Delivery:
 
 @dataclass(slots=True)
 class Orders:
-    """From the arena to a worker. ``cancelled``: (request id, attempt) of episodes nobody waits for any more."""
+    """From the arena to a worker. ``cancelled``: (request id, attempt) of episodes nobody waits for any more. Told to
+    begin ``afresh``, a worker first forgets all it is at."""
 
     policy_version: int
     assignments: list[Assignment] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
+    afresh: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.assignments or self.deliveries or self.cancelled)

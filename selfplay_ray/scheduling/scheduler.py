@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selfplay_ray.errors import ClusterError
@@ -25,6 +25,8 @@ ENOUGH_KNOWN = 20
 """… once so many of its type have ended."""
 REMEMBERED = 200
 """How many of a type, the last ones, its median is of."""
+TOLERATED_LOSSES = 5
+"""An episode has failed when so many workers were lost while they played it: it may be what kills them."""
 
 
 @dataclass(slots=True)
@@ -62,12 +64,14 @@ class _Run:
 @dataclass(slots=True)
 class _Node:
     """One episode in flight. It is ``queued`` under the number that it has in the queue, and played by its ``runs``:
-    one, or two while the first is overdue. Their ``answers`` are known as far as they have asked for children."""
+    one, or two while the first is overdue. Their ``answers`` are known as far as they have asked for children.
+    ``losses`` counts the workers that were lost as they played it."""
 
     request: EpisodeRequest
     parent: str | None = None
     parent_call: int = 0
     queued: int | None = None
+    losses: int = 0
     runs: dict[int, _Run] = field(default_factory=dict)  # by attempt
     calls: dict[int, _Call] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -93,7 +97,7 @@ class Scheduler:
         self._nodes: dict[str, _Node] = {}
         self._queue: list[tuple[int, int, str]] = []  # (-depth, number, request id)
         self._numbers = itertools.count()
-        self._attempts = itertools.count(1)
+        self._attempts = itertools.count(time.time_ns())  # none of a scheduler that this one replaces
         self._orders: dict[str, Orders] = {}
         self._load: dict[str, int] = {}
         self._finished: list[GenerateResult] = []
@@ -109,20 +113,30 @@ class Scheduler:
         if worker in self._load:
             self.remove_worker(worker)
         self._load[worker] = 0
-        self._orders[worker] = Orders(0)
+        self._orders[worker] = Orders(0, afresh=True)
 
-    def remove_worker(self, worker: str) -> None:
-        """``worker`` is lost: what it played starts again elsewhere."""
+    def remove_worker(self, worker: str) -> list[Rollout]:
+        """``worker`` is lost: what it played starts again elsewhere.
+
+        Returns the rollouts of episodes that are given up: too many workers were lost while they played.
+        """
         if self._load.pop(worker, None) is None:
-            return
+            return []
         del self._orders[worker]
+        orphans = []
         for node in self._nodes.values():
             lost = [attempt for attempt, run in node.runs.items() if run.worker == worker]
             for attempt in lost:
-                del node.runs[attempt]
+                node.losses += not node.waits(node.runs.pop(attempt))
             if lost and not node.runs and node.queued is None:
+                orphans.append(node)
+        for node in orphans:
+            if node.losses < TOLERATED_LOSSES:
                 self.replayed += 1
                 self._enqueue(node)
+        # A child's end goes with its parent's, and what is given up with its parent isn't told.
+        given_up = [node for node in orphans if node.losses >= TOLERATED_LOSSES]
+        return [self._give_up(node) for node in given_up if node.request.id in self._nodes]
 
     def submit(self, requests: Sequence[EpisodeRequest]) -> None:
         """Take on root requests.
@@ -261,17 +275,29 @@ class Scheduler:
         del node.runs[finished.attempt]
         played = self._seconds.setdefault(node.request.episode_type, deque(maxlen=REMEMBERED))
         played.append(run.played)
+        self._end(node, finished.rollout, run.asked)
+        return True
+
+    def _give_up(self, node: _Node) -> Rollout:
+        request = node.request
+        reason = f"{node.losses} workers were lost while they played it; what it runs may be what kills them"
+        rollout = Rollout(request.id, request.episode_type, request.artifact, error=reason)
+        self._end(node, rollout, node.calls)
+        return rollout
+
+    def _end(self, node: _Node, rollout: Rollout, asked: Collection[int]) -> None:
+        """``node`` is over, and what it ``asked`` for, by the numbers of its calls, belongs to it as far as it is
+        complete."""
         self._call_off(node)
         # What it asked for and has not awaited, or an earlier attempt has asked for, nobody waits for.
         self._give_up_children(node)
-        complete = [node.calls[number] for number in sorted(run.asked) if node.calls[number].complete]
+        complete = [node.calls[number] for number in sorted(asked) if node.calls[number].complete]
         children = [result for call in complete for result in call.in_order()]
-        result = GenerateResult(finished.rollout, children, node.request.is_trainable, node.request.group)
+        result = GenerateResult(rollout, children, node.request.is_trainable, node.request.group)
         if node.parent is None:
             self._finished.append(result)
         else:
             self._return_to_parent(self._nodes[node.parent], node.parent_call, result)
-        return True
 
     def _return_to_parent(self, parent: _Node, number: int, result: GenerateResult) -> None:
         call = parent.calls[number]

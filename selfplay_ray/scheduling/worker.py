@@ -76,6 +76,8 @@ class EpisodeWorker:
     def accept(self, orders: Orders) -> None:
         """Take orders; to be called on the event loop that plays."""
         self._policy_version = orders.policy_version
+        if orders.afresh:
+            self.close()
         for key in orders.cancelled:
             self._cancel(key)
         for delivery in orders.deliveries:

@@ -12,17 +12,10 @@ from typing import Any
 import games
 import pytest
 from ray import cloudpickle
-from tiny_model import write_tiny_model
 
 from selfplay_ray.config import RunConfig
 
 cloudpickle.register_pickle_by_value(games)  # the actors' processes don't find the modules of tests
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer llama of random weights."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -29,11 +29,10 @@ class Playing(Arena):
         return self.batch(self._batches)
 
 
-class NewQueue:
-    """The handle of a queue in which nothing was put."""
+class Fresh:
+    """The handle of a queue in which nothing was put, or of a broadcaster without weights: both have None to say."""
 
-    @property
-    def state(self) -> NewQueue:
+    def __getattr__(self, method: str) -> Fresh:
         return self
 
     async def remote(self) -> None:
@@ -42,7 +41,7 @@ class NewQueue:
 
 async def started(arena: Arena, folder: Path) -> ArenaActor:
     actor = ArenaActor(ActorContext("arena-0", RunConfig(batch_size=2, num_steps=3), arena, folder))
-    await actor.connect(Peers(None, NewQueue(), None, None, {}, [], []))
+    await actor.connect(Peers(None, Fresh(), None, Fresh(), {}, [], []))
     await actor.start()
     return actor
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from selfplay_ray.actors.spec import ActorSpec, ClusterSpec
+from selfplay_ray.actors.supervision import PULSE
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError
 
@@ -19,14 +20,27 @@ class Unconnected:
 
 
 def test_a_spec_becomes_rays_options():
-    spec = ActorSpec(Anything, num_cpus=0.5, max_restarts=-1, threads=3, max_concurrency=7, env={"A": "b"})
+    spec = ActorSpec(
+        Anything,
+        num_cpus=0.5,
+        max_restarts=-1,
+        max_task_retries=5,
+        threads=3,
+        max_concurrency=7,
+        env={"A": "b"},
+    )
     assert spec.options() == {
         "num_cpus": 0.5,
         "num_gpus": 0,
         "max_restarts": -1,
+        "max_task_retries": 5,
         "max_concurrency": 7,
         "runtime_env": {"env_vars": {"OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3", "A": "b"}},
     }
+
+
+def test_methods_that_are_answered_beside_the_work_get_a_thread_of_their_own():
+    assert ClusterSpec.from_config(RunConfig()).learner.options()["concurrency_groups"] == {PULSE: 1}
 
 
 def test_a_class_without_async_methods_gets_no_concurrency():

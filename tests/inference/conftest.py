@@ -10,18 +10,11 @@ from pathlib import Path
 
 import mlx.nn as nn
 import pytest
-from tiny_model import write_tiny_model
 
 from selfplay_ray.inference.chat import ChatTokenizer
 from selfplay_ray.inference.engine import Engine
 from selfplay_ray.lora import LoRASettings
 from selfplay_ray.models import load_model
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer llama of random weights."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
 
 # isort: split
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,21 +12,8 @@ from pathlib import Path
 
 import pytest
 from processes import REPOSITORY, end, family
-from tiny_model import write_tiny_model
 
 JOB = [sys.executable, str(REPOSITORY / "jobs" / "train_proposer_solver.py")]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer llama of random weights."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    """That of a process which finds this working tree, and no cluster."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture

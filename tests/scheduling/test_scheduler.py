@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from selfplay_ray.errors import ClusterError
 from selfplay_ray.scheduling.messages import Answer, Assignment, Delivery, Finished, Orders, Report, Spawn
-from selfplay_ray.scheduling.scheduler import ENOUGH_KNOWN, LEAST_PATIENCE, Scheduler
+from selfplay_ray.scheduling.scheduler import ENOUGH_KNOWN, LEAST_PATIENCE, TOLERATED_LOSSES, Scheduler
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 
 
@@ -75,7 +75,11 @@ def test_requests_wait_for_the_first_worker():
     assert scheduler.take_orders(0) == {}
     assert [state for _, state in scheduler.unfinished()] == ["queued"]
     scheduler.add_worker("late")
-    assert assigned(scheduler.take_orders(0)) == {"late": {"a": 1}}
+    orders = scheduler.take_orders(0)
+    assert list(assigned(orders)["late"]) == ["a"]
+    assert orders["late"].afresh  # also where it was there before, and plays yet what was asked of it then
+    scheduler.submit(requests("b"))
+    assert not scheduler.take_orders(0)["late"].afresh
 
 
 def test_deeper_requests_go_first():
@@ -188,6 +192,43 @@ def test_what_a_lost_worker_played_goes_on_with_the_children_it_had():
     scheduler.handle("w1", finished("a", again["a"]))
     assert [ids(tree) for tree in scheduler.take_finished()] == [["a", *children]]
     assert (scheduler.running("w1"), scheduler.in_flight, scheduler.replayed) == (0, 0, 2)
+
+
+def lose_workers_over(scheduler: Scheduler, name: str) -> list[Rollout]:
+    """One worker after the other is lost while it plays ``name``; what is given up with the last."""
+    lost = []
+    for number in range(TOLERATED_LOSSES):
+        assert lost == []
+        scheduler.add_worker(f"mortal-{number}")
+        assert name in assigned(scheduler.take_orders(0))[f"mortal-{number}"]
+        lost = scheduler.remove_worker(f"mortal-{number}")
+    return lost
+
+
+def test_a_child_that_one_worker_after_another_is_lost_with_has_failed_and_its_parent_goes_on():
+    scheduler = scheduler_of("w0")
+    scheduler.submit(requests("a", "b"))
+    on = assigned(scheduler.take_orders(0))["w0"]
+    scheduler.handle("w0", spawned("a", on["a"], "a/0/0"))  # and w0 is busy with b
+    (failed,) = lose_workers_over(scheduler, "a/0/0")
+    assert failed.error is not None
+    assert f"{TOLERATED_LOSSES} workers were lost while they played it" in failed.error
+    (delivery,) = scheduler.take_orders(0)["w0"].deliveries
+    assert [result.rollout for result in delivery.results] == [failed]
+    scheduler.handle("w0", finished("a", on["a"]))
+    assert [ids(tree) for tree in scheduler.take_finished()] == [["a", "a/0/0"]]
+
+
+def test_a_root_that_one_worker_after_another_is_lost_with_has_failed_and_its_children_are_called_off():
+    scheduler = Scheduler()
+    scheduler.submit(requests("a"))
+    scheduler.add_worker("first")
+    attempt = assigned(scheduler.take_orders(0))["first"]["a"]
+    scheduler.handle("first", spawned("a", attempt, "a/0/0"))
+    scheduler.remove_worker("first")  # it waited: no loss of one that played
+    (failed,) = lose_workers_over(scheduler, "a")
+    assert [(tree.rollout, tree.children) for tree in scheduler.take_finished()] == [(failed, [])]
+    assert scheduler.in_flight == 0
 
 
 def test_a_call_that_is_complete_is_answered_at_once_when_it_comes_again():
@@ -427,6 +468,7 @@ class Storm(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("selfplay_ray.scheduling.scheduler.ENOUGH_KNOWN", 1)
+        self.patch.setattr("selfplay_ray.scheduling.scheduler.TOLERATED_LOSSES", 1_000_000)
         self.workers: dict[str, dict[tuple[str, int], Playing]] = {}  # by request id and attempt
         self.zombies: list[tuple[str, Playing]] = []  # still at it on a worker that was given up
         self.sent: list[tuple[str, Report]] = []

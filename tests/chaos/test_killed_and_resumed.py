@@ -1,4 +1,5 @@
-"""A run that is killed again and again, and resumed each time, ends as one that was left alone: to the bit."""
+"""A run that is killed again and again, whole and resumed each time, or one process at a time and never resumed, ends
+as one that was left alone: to the bit."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from killable_run import ALL_POINTS, CHECKPOINT_EVERY, EVAL_EVERY, NUM_STEPS, POINTS
+from killable_run import CHECKPOINT_EVERY, EVAL_EVERY, NUM_STEPS, POINTS
+from length import LONG
 
 from selfplay_ray.lora import load_adapter
 from selfplay_ray.replay import ReplayBuffer
@@ -25,7 +27,7 @@ MEASURED = ("time/", "generation/", "train/seconds", "train/ratio_lag0")
 """What no two runs have in common: times, and how the sampler's last bits were rounded."""
 
 FEW_POINTS = ("in a model call", "after the acknowledgement", "in an evaluation", "in a checkpoint")
-"""A quarter of the time. ``KILL_POINTS=all`` kills at all of them, in a run twice as long."""
+"""A quarter of the time. ``make chaos`` kills at all of them, in a run twice as long."""
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,15 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path, environment
     return folder
 
 
-def run(folder: Path, model: Path, environment: dict[str, str], point: str = "", step: int = 0) -> int:
-    """Run, or go on, until the end or the point; the exit code."""
-    path = os.pathsep.join([environment["PYTHONPATH"], str(PROGRAM.parent)])
+def run(folder: Path, model: Path, environment: dict[str, str], who: str = "all", *points: str) -> int:
+    """Run, or go on, until the end or where all die; the exit code."""
+    path = os.pathsep.join([environment["PYTHONPATH"], str(PROGRAM.parent), str(PROGRAM.parents[1])])
     process = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), str(model), point, str(step)],
+        [sys.executable, str(PROGRAM), str(folder), str(model), who, *points],
         env={**environment, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         start_new_session=True,
     )
     if process.returncode not in (0, -9):
@@ -105,11 +107,30 @@ def test_killed_at_many_points_of_the_loop(
 ):
     folder = tmp_path / "killed"
     number = 0
-    for point in POINTS if ALL_POINTS else FEW_POINTS:
+    for point in POINTS if LONG else FEW_POINTS:
         number += "evaluation" not in point  # which comes after the point before, in the same step
         step = step_of(point, number)
-        assert run(folder, tiny, environment, point, step) == -9, f"{point} of step {step} was not reached"
+        died = run(folder, tiny, environment, "all", f"{point}={step}")
+        assert died == -9, f"{point} of step {step} was not reached"
     assert run(folder, tiny, environment) == 0
     assert_same_run(folder, left_alone)
     assert checkpoint_versions(RunLog(folder).checkpoints_dir) == [NUM_STEPS - 2, NUM_STEPS]
+    assert written(folder) == written(left_alone)
+
+
+@pytest.mark.timeout(1200)
+def test_each_process_killed_alone_at_every_point(
+    tmp_path: Path, tiny: Path, environment: dict[str, str], left_alone: Path
+):
+    """Nobody resumes it, and what was logged is logged once."""
+    folder = tmp_path / "killed"
+    steps = {
+        point: step_of(point, 1 + number * NUM_STEPS // (len(POINTS) + 1))
+        for number, point in enumerate(POINTS)
+    }
+    assert run(folder, tiny, environment, "one", *(f"{point}={step}" for point, step in steps.items())) == 0
+    deaths = {path.name for path in folder.with_name("killed-deaths").iterdir()}
+    assert deaths == set(POINTS)
+    assert_same_run(folder, left_alone)
+    assert len(RunLog(folder).metrics_path.read_text().splitlines()) == NUM_STEPS + 1
     assert written(folder) == written(left_alone)

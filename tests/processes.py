@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 
 AGENT_FILES = ("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py")
 
@@ -24,6 +24,12 @@ def family(pid: int) -> set[int]:
         found.add(left[-1])
         left += children.get(left.pop(), [])
     return found
+
+
+def named(title: str) -> set[int]:
+    """Of this process's family, those that Ray has named after the actor's class ``title``."""
+    ours = family(os.getpid())
+    return {int(pid) for pid, _, _, args in _ps() if int(pid) in ours and args.startswith(f"ray::{title}")}
 
 
 def process_table() -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
-"""A run that ends itself by ``kill -9``, at a named point of a step: ``killable_run.py FOLDER MODEL POINT STEP``.
+"""A run that is killed with ``kill -9`` at points of its steps: ``killable_run.py FOLDER MODEL WHO POINT=STEP …``.
 
-Everything dies at once, as when a machine goes down: the driver, Ray and all actors. Without a point it runs on.
+WHO is ``all``: everything dies at once, as when a machine goes down, the driver, Ray and all actors; or ``one``: the
+process that is at the point, each time it is reached first. Without a point it runs on.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
 
 # isort: split
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from length import LONG
 from processes import end, family
 from ray import cloudpickle
 
@@ -51,17 +55,22 @@ POINTS = (
     "after a checkpoint",
 )
 
-ALL_POINTS = os.environ.get("KILL_POINTS") == "all"
-NUM_STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 12 if ALL_POINTS else 6, 2, 4
+NUM_STEPS, CHECKPOINT_EVERY, EVAL_EVERY = 12 if LONG else 6, 2, 4
 
 
 def die_at(point: str, version: int) -> None:
-    """End the whole run, if it is to end here."""
-    driver, wanted, step = os.environ["KILL_DRIVER"], os.environ["KILL_POINT"], int(os.environ["KILL_STEP"])
-    if (point, version) != (wanted, step):
+    """Die, if this is where to."""
+    plan = json.loads(os.environ["KILL_PLAN"])
+    if plan["points"].get(point) != version:
         return
-    doomed = family(int(driver))
-    for pid in (int(driver), *(doomed - {int(driver), os.getpid()}), os.getpid()):
+    if plan["who"] == "one":
+        with contextlib.suppress(FileExistsError):
+            Path(plan["deaths"], point).touch(exist_ok=False)
+            end(os.getpid())
+        return
+    driver = plan["driver"]
+    doomed = family(driver)
+    for pid in (driver, *(doomed - {driver, os.getpid()}), os.getpid()):
         end(pid)
 
 
@@ -127,8 +136,8 @@ class DyingWorker(RolloutWorker):
 
 
 class DyingArena(ArenaActor):
-    async def _put(self, credited: CreditedGroup) -> None:
-        die_at("before a group is put", credited.batch + 1)
+    async def _put(self, credited: Sequence[CreditedGroup]) -> None:
+        die_at("before a group is put", credited[0].batch + 1)
         await super()._put(credited)
 
     def _keep(self, evaluation: Evaluation) -> None:
@@ -137,9 +146,9 @@ class DyingArena(ArenaActor):
 
 
 class DyingQueue(ReplayQueue):
-    def put(self, group: RolloutGroup, state: bytes | None = None) -> bool:
-        put = super().put(group, state)
-        die_at("after a group is put", int(group.id.split("/")[0].removeprefix("batch-")) + 1)
+    def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int:
+        put = super().put(groups, state)
+        die_at("after a group is put", int(groups[-1].id.split("/")[0].removeprefix("batch-")) + 1)
         return put
 
     def ack(self, lease_id: str, version: int) -> None:
@@ -155,6 +164,7 @@ class DyingQueue(ReplayQueue):
 
 class DyingBroadcaster(WeightBroadcaster):
     async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        await self._connected.wait()
         await self._peers.engines[0].load_adapter.remote(weights, version)
         die_at("in publishing", version)
         await super().publish(weights, version)
@@ -210,8 +220,16 @@ def configuration(folder: Path, model: Path) -> RunConfig:
 
 
 def main() -> None:
-    folder, model, point, step = sys.argv[1:]
-    environment = {"KILL_DRIVER": str(os.getpid()), "KILL_POINT": point, "KILL_STEP": step}
+    folder, model, who, *points = sys.argv[1:]
+    deaths = Path(f"{folder}-deaths")
+    deaths.mkdir(exist_ok=True)
+    plan = {
+        "who": who,
+        "points": {point: int(step) for point, _, step in (one.partition("=") for one in points)},
+        "driver": os.getpid(),
+        "deaths": str(deaths),
+    }
+    environment = {"KILL_PLAN": json.dumps(plan)}
     os.environ.update(environment)  # Ray hands it to the actors
     config = configuration(Path(folder), Path(model))
     spec = ClusterSpec.from_config(config)
@@ -229,4 +247,5 @@ def main() -> None:
 if __name__ == "__main__":
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
     cloudpickle.register_pickle_by_value(sys.modules["processes"])
+    cloudpickle.register_pickle_by_value(sys.modules["length"])
     main()

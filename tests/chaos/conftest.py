@@ -1,0 +1,8 @@
+"""What is pickled for actors that don't find the modules of tests."""
+
+from __future__ import annotations
+
+import spoken
+from ray import cloudpickle
+
+cloudpickle.register_pickle_by_value(spoken)
