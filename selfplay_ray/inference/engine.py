@@ -25,6 +25,7 @@ from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.decoder import Decoder
 from selfplay_ray.inference.engine_core import Cancel, Change, Command, EngineCore, Stop, Submit
 from selfplay_ray.inference.requests import LIVE, EngineStats, Generation, GenerationRequest, TokenChunk
+from selfplay_ray.inference.thread_end import join_wholly
 from selfplay_ray.lora import LoRASettings
 
 __all__ = ["Engine", "EngineStats"]
@@ -89,8 +90,12 @@ class Engine:
             target=self._run, args=(started, load), name="inference-engine", daemon=True
         )
         self._thread.start()
-        self._core = started.result()
         atexit.register(self.close)  # a daemon thread inside MLX would crash the interpreter's exit
+        try:
+            self._core = started.result()
+        except BaseException:  # no model, or Ctrl-C: the process may be about to end
+            self.close()
+            raise
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """Continue the prompt of ``request``. Cancelling the task that awaits this frees its place in the batch.
@@ -197,9 +202,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop the thread and wait for it; what is unfinished fails with EngineStoppedError. May be called twice."""
-        atexit.unregister(self.close)
         self._commands.put(Stop())
-        self._thread.join()
+        join_wholly(self._thread)
+        atexit.unregister(self.close)  # at last: Ctrl-C may come before
 
     def __enter__(self) -> Engine:
         return self
