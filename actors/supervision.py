@@ -54,11 +54,14 @@ async def look_after(
     while True:
         await asyncio.sleep(HEARTBEAT_SECONDS)
         try:
-            if not await asyncio.wait_for(ask.remote(), ward.patience if knows else None):
+            async with asyncio.timeout(ward.patience if knows else None):
+                connected = await ask.remote()
+            if knows and not connected:
                 ward.replaced += 1
                 away()
                 logger.warning("%s was lost; another process takes its place", ward.name)
-                await asyncio.wait_for(ward.connect(), CONNECT_SECONDS)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await ward.connect()
             there()
         except TimeoutError:
             logger.warning("%s has not answered for %g seconds; it is killed", ward.name, ward.patience)

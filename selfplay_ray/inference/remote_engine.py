@@ -272,7 +272,8 @@ class RemoteEngine:
         if in_vain:
             self._look_now.clear()  # that it is sick is known
         try:
-            await asyncio.wait_for(self._look_now.wait(), LOOK_EVERY)
+            async with asyncio.timeout(LOOK_EVERY):
+                await self._look_now.wait()
         except TimeoutError:
             return
         self._look_now.clear()
