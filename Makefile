@@ -1,6 +1,7 @@
 # make demo    train the proposer and the solver on a small model, on a local Ray cluster, until reward rises
 # make test    the checks, then the tests
 # make check   ruff, mypy, import-linter
+# make chaos   the long forms of tests/chaos: kills, faults, lost machines, a soak; half an hour
 # make bench   every benchmark, one JSON object a line
 # make clean   remove what the above made
 #
@@ -16,7 +17,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venvs/$(VERSION)
 RUN := PYTHONUNBUFFERED=1 $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check chaos bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -29,6 +30,9 @@ check: $(VENV)/.installed-dev
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+
+chaos: $(VENV)/.installed-dev
+	CHAOS=long $(RUN)/python -m pytest tests/chaos --timeout 3000 -s
 
 bench: $(VENV)/.installed
 	$(RUN)/selfplay bench --json

@@ -104,9 +104,9 @@ class Cluster:
     ) -> None:
         self.stop()
 
-    def step(self) -> Handle:
-        """Ask the learner for its next step: a reference to :class:`StepMetrics`, or to None at the end."""
-        return self.peers.learner.step.remote()
+    def step(self, taken: int) -> Handle:
+        """Ask the learner for the step after ``taken``: a reference to :class:`StepMetrics`, or to None at the end."""
+        return self.peers.learner.step.remote(taken)
 
     def status(self) -> ArenaStatus:
         """What the arena is doing; the failure may also be that somebody was lost for good. Its warnings are logged.

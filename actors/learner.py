@@ -64,6 +64,7 @@ class Learner:
         self._extra = {int(version): batches for version, batches in kept.get("extra_batches", {}).items()}
         self._generated = Meter()
         self._begins = self._trainer.version == 0
+        self._last: StepMetrics | None = None
         ray.get(peers.queue.rewind.remote(self._trainer.version))
         status: ArenaStatus = ray.get(peers.arena.status.remote())
         # The version that engines have from a learner before this one; if nobody knows of any, ours.
@@ -75,9 +76,12 @@ class Learner:
     def connected(self) -> bool:
         return self._connected
 
-    def step(self) -> StepMetrics | None:
-        """Wait for a batch, train on it, acknowledge, publish, evaluate if it is time to. None when nothing is left
-        to train on. Where there are evaluations, the first call is step 0: an evaluation, and nothing else.
+    def step(self, taken: int) -> StepMetrics | None:
+        """The step after ``taken``, the last that is known; asked again, because the answer was lost, it is the same.
+
+        Waits for a batch, trains on it, acknowledges, publishes, evaluates if it is time to. None when nothing is left
+        to train on. Where there are evaluations, the first is step 0: an evaluation, and nothing else. One that goes on
+        from a checkpoint before ``taken`` comes to steps that are known of already.
 
         Raises:
             TrainingError: also several batches had nothing to train on; says why.
@@ -85,7 +89,12 @@ class Learner:
         """
         if not self._connected:
             raise UnavailableError("the learner has not loaded its checkpoint yet")
-        if self._begins and self._config.eval_every:
+        if self._last is None or self._last.step <= taken:
+            self._last = self._take_step()
+        return self._last
+
+    def _take_step(self) -> StepMetrics | None:
+        if self._begins and self._config.eval_every and not self._taken_again:
             self._begins = False
             return self._evaluated(before_training(time.time()))
         started = time.monotonic()
@@ -159,10 +168,9 @@ class Learner:
         time.sleep(POLL_SECONDS)
 
     def _publish(self) -> None:
-        """Unless engines have a later version than this one, which is taken again on the way there."""
-        weights, version = self._trainer.adapter(), self._trainer.version
-        if version < self._published:
+        if self._taken_again:
             return
+        weights, version = self._trainer.adapter(), self._trainer.version
         self._published = version
         if (
             self._lora.rank and version
@@ -170,10 +178,17 @@ class Learner:
             save_adapter(self._log.adapter_path(version), weights, self._lora, version)
         ray.get(self._peers.broadcaster.publish.remote(weights, version))
 
+    @property
+    def _taken_again(self) -> bool:
+        """Whether this version was published, and evaluated if it was time to, by a learner that was lost; engines have
+        a later one, which this one comes to."""
+        return self._trainer.version < self._published
+
     def _is_time_to_evaluate(self) -> bool:
         version, every = self._trainer.version, self._config.eval_every
-        taken_again = version < self._published  # and evaluated then
-        return every > 0 and not taken_again and (version % every == 0 or version == self._config.num_steps)
+        if not every or self._taken_again:
+            return False
+        return version % every == 0 or version == self._config.num_steps
 
     def _evaluated(self, metrics: StepMetrics) -> StepMetrics:
         """``metrics``, and how the policy that was just published fares. It stays as it is while that is played."""

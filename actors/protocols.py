@@ -165,12 +165,13 @@ class QueueProtocol(RestartedActor, Protocol):
 
 
 class LearnerProtocol(RestartedActor, Protocol):
-    """Takes training steps, or as step 0 has evaluated what it begins with. None when nothing is left to train on.
+    """Takes the training step after the one that was ``taken`` last, or after -1, as step 0, has what it begins with
+    evaluated. None when nothing is left to train on.
 
     One that was replaced raises UnavailableError until it is connected, and takes the steps since its last checkpoint
     again."""
 
-    def step(self) -> StepMetrics | None: ...
+    def step(self, taken: int) -> StepMetrics | None: ...
 
 
 class BroadcasterProtocol(RestartedActor, Protocol):

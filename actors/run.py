@@ -129,7 +129,7 @@ def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts, taken: i
     watchdog, lost_before = Watchdog(config.step_timeout), 0
     while taken < config.num_steps:
         try:
-            metrics = _wait_for_step(cluster, watchdog, interrupts)
+            metrics = _wait_for_step(cluster, taken, watchdog, interrupts)
         except (ActorLostError, UnavailableError) as error:  # the latter until it is connected
             losses = cluster.learners_lost - lost_before
             if losses >= TOLERATED_LOSSES:
@@ -148,8 +148,10 @@ def _steps(cluster: Cluster, config: RunConfig, interrupts: Interrupts, taken: i
             yield metrics
 
 
-def _wait_for_step(cluster: Cluster, watchdog: Watchdog, interrupts: Interrupts) -> StepMetrics | None:
-    step = cluster.step()
+def _wait_for_step(
+    cluster: Cluster, taken: int, watchdog: Watchdog, interrupts: Interrupts
+) -> StepMetrics | None:
+    step = cluster.step(taken)
     interrupts.check()
     while not ray.wait([step], timeout=STATUS_SECONDS)[0]:
         interrupts.check()

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from selfplay_ray.actors.protocols import ActorContext, Handle, Peers
 from selfplay_ray.errors import UnavailableError
+
+TRIES = 3
+PAUSE_SECONDS = 0.1
 
 
 class WeightBroadcaster:
@@ -40,10 +43,20 @@ class WeightBroadcaster:
             await self._peers.arena.advance.remote(version)
 
     async def catch_up(self, engine: Handle) -> None:
-        """Give ``engine`` what was published last. One that is lost meanwhile is asked to when it is back."""
-        if self._current is not None:
-            with contextlib.suppress(RayActorError, UnavailableError):
-                await engine.load_adapter.remote(*self._current)
+        """Give ``engine`` what was published last. One that is lost meanwhile is given it when it is back; of one that
+        isn't, but whose answer is lost each time, the next version comes."""
+        if self._current is None:
+            return
+        weights, version = self._current
+        for _ in range(TRIES):
+            try:
+                await engine.load_adapter.remote(weights, version)
+            except ActorUnavailableError:
+                await asyncio.sleep(PAUSE_SECONDS)
+            except (RayActorError, UnavailableError):
+                return
+            else:
+                return
 
     async def version(self) -> int | None:
         """Of the weights that were published last; None if there are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from selfplay_ray.credit import CreditAssigner, apply_credit
@@ -21,11 +22,14 @@ def credit_group(group_id: str, results: Sequence[GenerateResult], assigner: Cre
     records = tuple(
         record_of(rollout, step) for rollout in rollouts for step in rollout.steps if step.trainable
     )
-    failed = sum(rollout.error is not None for tree in results for rollout in tree.all_rollouts())
+    played = [rollout for tree in results for rollout in tree.all_rollouts()]
+    failed = Counter(rollout.episode_type for rollout in played if rollout.error is not None)
     metrics = {
         **rubric_metrics(rollouts),
-        "episodes/finished": float(sum(len(tree.all_rollouts()) for tree in results)),
-        "episodes/failed": float(failed),
+        "episodes/finished": float(len(played)),
+        "episodes/failed": float(failed.total()),
+        **{f"episodes/failed/{kind}": float(count) for kind, count in failed.items()},
+        "credit/incomplete_groups": float(failed.total() > 0),
         "credit/zero_spread_groups": float(assigner.zero_spread),
         "episodes/broken_prefixes": float(sum(not s.response.extended for r in rollouts for s in r.steps)),
     }

@@ -79,6 +79,8 @@ def test_a_group_says_how_its_roles_fared_and_what_went_wrong():
         "episodes/failed": 1.0,
         "credit/zero_spread_groups": 1.0,  # B stands alone
         "episodes/broken_prefixes": 1.0,
+        "episodes/failed/solve": 1.0,
+        "credit/incomplete_groups": 1.0,
     }
     assert [(record.id, record.advantage) for record in group.records] == [
         ("a:0", 0.5),

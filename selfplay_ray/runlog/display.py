@@ -173,11 +173,21 @@ def step_line(metrics: StepMetrics, num_steps: int, before: StepMetrics | None) 
         f"lag {metrics.staleness_max}",
         f"wait {metrics.learner_wait_seconds:.1f}s",
     ]
-    if metrics.dropped_stale:
-        parts.append(f"{metrics.dropped_stale} stale")
-    if metrics.failed:
-        parts.append(f"{metrics.failed} failed")
-    return "  ".join([*parts, *evaluation])
+    return "  ".join([*parts, *trouble(metrics), *evaluation])
+
+
+def trouble(metrics: StepMetrics) -> list[str]:
+    """What of a step's episodes and records was not trained on, and why, as far as there is any."""
+    counts = {
+        "stale": metrics.dropped_stale,
+        "failed": metrics.failed,
+        "groups incomplete": metrics.values.get("credit/incomplete_groups", 0),
+        "extra batches": metrics.values.get("train/extra_batches", 0),
+    }
+    told = [f"{count:.0f} {what}" for what, count in counts.items() if count]
+    return (
+        [*told, "not applied: the gradient is not finite"] if metrics.values.get("train/nonfinite") else told
+    )
 
 
 def summary(history: Sequence[StepMetrics]) -> str:

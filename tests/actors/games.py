@@ -108,7 +108,7 @@ class IdleLearner:
     def connect(self, peers: Peers) -> None:
         self.peers = peers
 
-    def step(self) -> StepMetrics | None:
+    def step(self, taken: int) -> StepMetrics | None:
         while (lease := ray.get(self.peers.queue.lease.remote(self.config.batch_size))) is None:
             if ray.get(self.peers.arena.status.remote()).done:
                 return None

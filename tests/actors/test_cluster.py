@@ -155,7 +155,7 @@ def test_losing_what_is_not_replaced_ends_the_run_in_one_sentence(place: str, to
     arena = games.SpeakArena(SlowSpeak())
     spec = games.modelless(config, judge=ActorSpec(Judge, max_concurrency=10))
     with Cluster(arena, config, folder, spec) as cluster:
-        assert get(cluster.step()) is not None
+        assert get(cluster.step(0)) is not None
         peers = cluster.peers
         lost = {"arena": peers.arena, "engine": peers.engines[0], "judge": peers.judges[0]}[place]
         ray.kill(lost)
@@ -170,8 +170,9 @@ def raise_its_failure(cluster: Cluster) -> None:
 
 
 def take_steps(cluster: Cluster, count: int) -> None:
-    for _ in range(count):
-        assert get(cluster.step()) is not None
+    for taken in range(count):
+        metrics = get(cluster.step(taken))
+        assert metrics.step == taken + 1
 
 
 class Bomb:

@@ -21,6 +21,7 @@ import numpy as np
 from length import LONG
 from processes import end, family
 from ray import cloudpickle
+from ray.exceptions import RayActorError
 
 from selfplay_ray import Arena, Artifact, EpisodeRequest, RAECredit, Role
 from selfplay_ray.actors.arena import ArenaActor
@@ -165,7 +166,8 @@ class DyingQueue(ReplayQueue):
 class DyingBroadcaster(WeightBroadcaster):
     async def publish(self, weights: Mapping[str, np.ndarray], version: int) -> None:
         await self._connected.wait()
-        await self._peers.engines[0].load_adapter.remote(weights, version)
+        with contextlib.suppress(RayActorError):
+            await self._peers.engines[0].load_adapter.remote(weights, version)
         die_at("in publishing", version)
         await super().publish(weights, version)
 
@@ -229,8 +231,7 @@ def main() -> None:
         "driver": os.getpid(),
         "deaths": str(deaths),
     }
-    environment = {"KILL_PLAN": json.dumps(plan)}
-    os.environ.update(environment)  # Ray hands it to the actors
+    environment = {"KILL_PLAN": json.dumps(plan), "RAY_testing_rpc_failure": os.environ.get("LOSSY", "")}
     config = configuration(Path(folder), Path(model))
     spec = ClusterSpec.from_config(config)
     places = {
@@ -241,6 +242,7 @@ def main() -> None:
         "worker": DyingWorker,
     }
     dying = {place: replace(getattr(spec, place), cls=cls, env=environment) for place, cls in places.items()}
+    dying["engine"] = replace(spec.engine, env=environment)
     train(LearningArena(), config, "speak", replace(spec, **dying))
 
 

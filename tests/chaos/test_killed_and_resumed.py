@@ -3,6 +3,7 @@ as one that was left alone: to the bit."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,16 @@ def run(folder: Path, model: Path, environment: dict[str, str], who: str = "all"
     if process.returncode not in (0, -9):
         raise AssertionError(process.stdout + process.stderr)
     return process.returncode
+
+
+def lossy(answers: bool) -> dict[str, str]:
+    """Ray's own fault injection: so many calls of every actor's that never arrive, or are never answered."""
+    share = {"resp_failure_prob" if answers else "req_failure_prob": 10, "num_failures": 60 if LONG else 12}
+    return {
+        "LOSSY": json.dumps({"CoreWorkerService.grpc_client.PushTask": share}),
+        # Else whoever was asked waits for half a minute for the call that never came, in case it is only late.
+        "RAY_actor_scheduling_queue_max_reorder_wait_seconds": "0",
+    }
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
@@ -131,6 +142,21 @@ def test_each_process_killed_alone_at_every_point(
     assert run(folder, tiny, environment, "one", *(f"{point}={step}" for point, step in steps.items())) == 0
     deaths = {path.name for path in folder.with_name("killed-deaths").iterdir()}
     assert deaths == set(POINTS)
+    assert_same_run(folder, left_alone)
+    assert len(RunLog(folder).metrics_path.read_text().splitlines()) == NUM_STEPS + 1
+    assert written(folder) == written(left_alone)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "answers", [True, False] if LONG else [True], ids=lambda yes: "answers" if yes else "requests"
+)
+def test_calls_that_are_lost_between_the_processes(
+    answers: bool, tmp_path: Path, tiny: Path, environment: dict[str, str], left_alone: Path
+):
+    """`put`, `lease`, `ack` and `publish` among them."""
+    folder = tmp_path / "lossy"
+    assert run(folder, tiny, {**environment, **lossy(answers)}) == 0
     assert_same_run(folder, left_alone)
     assert len(RunLog(folder).metrics_path.read_text().splitlines()) == NUM_STEPS + 1
     assert written(folder) == written(left_alone)

@@ -89,6 +89,14 @@ def test_a_plain_line_counts_what_was_dropped_and_what_failed() -> None:
     )
 
 
+def test_a_plain_line_says_why_a_step_is_less_than_it_was_to_be() -> None:
+    odd = {"credit/incomplete_groups": 1.0, "train/extra_batches": 2.0, "train/nonfinite": 1.0}
+    line = step_line(replace(metrics(1, Solver=-0.5), values=odd), 40, None)
+    assert line.endswith(
+        "wait 0.4s  1 groups incomplete  2 extra batches  not applied: the gradient is not finite"
+    )
+
+
 def test_an_evaluation_is_told_with_its_interval() -> None:
     line = step_line(evaluated(2, 0.25, 0.2, 0.31, Solver=0.21), 40, None)
     assert line == "step 2/40  Solver 0.21  212 tok/s  lag 1  wait 0.4s  eval Solver 0.25 [0.20, 0.31]"
