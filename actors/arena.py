@@ -128,6 +128,7 @@ class ArenaActor:
         self._draining = True
         while self._unput and self._failure is None:
             await asyncio.sleep(DRAIN_SECONDS)
+        self._log.close()
 
     # How
 

@@ -20,6 +20,7 @@ from selfplay_ray.replay import Lease, fresh_records
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.json_lines import os_errors
 from selfplay_ray.runlog.metrics import StepMetrics, before_training, step_metrics
+from selfplay_ray.scheduling.patience import Stopwatch
 from selfplay_ray.training.active_sampling import trainable, why_nothing
 from selfplay_ray.training.checkpoint_folder import (
     METRICS,
@@ -31,6 +32,8 @@ from selfplay_ray.training.checkpoint_folder import (
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1
+STEPS_KNOWN = 5
+"""How many steps it takes to know how long one may take."""
 
 
 class Learner:
@@ -46,6 +49,7 @@ class Learner:
     def __init__(self, context: ActorContext) -> None:
         self._config = context.config
         self._log = RunLog(context.run_folder)
+        self._training = Stopwatch(STEPS_KNOWN, context.config.hang_timeout)
         self._connected = False
 
     def connect(self, peers: Peers) -> None:
@@ -74,6 +78,9 @@ class Learner:
 
     @ray.method(concurrency_group=PULSE)
     def connected(self) -> bool:
+        """Raises TimeoutError where a step hangs: it takes far longer than those before it."""
+        if self._training.overdue:
+            raise TimeoutError
         return self._connected
 
     def step(self, taken: int) -> StepMetrics | None:
@@ -104,7 +111,8 @@ class Learner:
         waited, extra = time.monotonic() - started, self._extra.get(self._trainer.version, 0)
         self._roots += sum(group.roots for group in lease.groups)
         records, stale = fresh_records(lease.groups, self._trainer.version, self._config.max_staleness)
-        trained = self._trainer.train_step(records)
+        with self._training.running():
+            trained = self._trainer.train_step(records)
         version = self._trainer.version
         ray.get(self._peers.queue.ack.remote(lease.id, version))
         self._publish()

@@ -42,9 +42,9 @@ class Ward:
 async def look_after(
     ward: Ward, away: Callable[[], object] = lambda: None, there: Callable[[], object] = lambda: None
 ) -> ActorDiedError:
-    """Ask ``ward`` whether it is connected, now and then, and connect it when it isn't; one that doesn't answer is
-    killed, so that Ray replaces it. ``away`` and ``there`` are called each time it was found to be. Returns why it
-    won't come back.
+    """Ask ``ward`` whether it is connected, now and then, and connect it when it isn't; one that doesn't answer, or
+    answers by a TimeoutError, is killed, so that Ray replaces it. ``away`` and ``there`` are called each time it was
+    found to be. Returns why it won't come back.
 
     Of a class that doesn't say whether it is connected, Ray says whether it is there; it is neither connected again
     nor killed, for it may well be at work.
@@ -64,7 +64,7 @@ async def look_after(
                     await ward.connect()
             there()
         except TimeoutError:
-            logger.warning("%s has not answered for %g seconds; it is killed", ward.name, ward.patience)
+            logger.warning("%s hangs; it is killed", ward.name)
             ray.kill(ward.handle, no_restart=False)
             away()
         except ActorDiedError as died:

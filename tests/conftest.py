@@ -33,7 +33,6 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 STARTS_CLUSTERS = (
     "tests/actors/",
-    "tests/chaos/",
     "tests/jobs/",
     "tests/test_readme.py",
     "tests/test_cluster_yaml.py",
@@ -43,13 +42,14 @@ STARTS_CLUSTERS = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Run in several processes, tests that start clusters stay in one, and so do those that look whether a sandbox is
-    left anywhere on the machine."""
+    """Run in several processes, tests that start clusters stay in one, those that disturb them in one, and so do those
+    that look whether a sandbox is left anywhere on the machine."""
 
     class SomeTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith("tests/sandbox/"):
-                return "sandboxes"
+            for room in ("tests/chaos/", "tests/sandbox/"):
+                if nodeid.startswith(room):
+                    return room
             return "clusters" if nodeid.startswith(STARTS_CLUSTERS) else nodeid
 
     return SomeTogether(config, log)

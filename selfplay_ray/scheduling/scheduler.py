@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,16 +14,13 @@ from dataclasses import dataclass, field
 
 from selfplay_ray.errors import ClusterError
 from selfplay_ray.scheduling.messages import Answer, Assignment, Delivery, Finished, Orders, Report, Spawn
+from selfplay_ray.scheduling.patience import REMEMBERED, patience
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
 
-STRAGGLER = 10.0
-"""An episode is a straggler when it has played so many times as long as the median of its type …"""
 LEAST_PATIENCE = 60.0
-"""… and so many seconds, …"""
+"""An episode may play so many seconds …"""
 ENOUGH_KNOWN = 20
-"""… once so many of its type have ended."""
-REMEMBERED = 200
-"""How many of a type, the last ones, its median is of."""
+"""… and as long as it likes until so many of its type have ended; see ``patience``."""
 TOLERATED_LOSSES = 5
 """An episode has failed when so many workers were lost while they played it: it may be what kills them."""
 
@@ -156,12 +152,14 @@ class Scheduler:
     def try_stragglers_elsewhere(self) -> None:
         """Queue what is overdue once more; to be called now and then."""
         now = self._clock()
-        patience = {kind: self._patience(seconds) for kind, seconds in self._seconds.items()}
+        limits = {
+            kind: patience(seconds, ENOUGH_KNOWN, LEAST_PATIENCE) for kind, seconds in self._seconds.items()
+        }
         for node in self._nodes.values():
             if len(node.runs) != 1 or node.queued is not None:
                 continue
             (run,) = node.runs.values()
-            limit = patience.get(node.request.episode_type)
+            limit = limits.get(node.request.episode_type)
             if limit is not None and not node.waits(run) and run.played + now - run.since > limit:
                 self.overdue += 1
                 self._enqueue(node)
@@ -336,9 +334,3 @@ class Scheduler:
         for attempt, run in node.runs.items():
             self._load[run.worker] -= not node.waits(run)
             self._orders[run.worker].cancelled.append((node.request.id, attempt))
-
-    def _patience(self, seconds: Sequence[float]) -> float | None:
-        """How long an episode may play of whose type the last ones have played ``seconds``; None: for ever."""
-        if len(seconds) < ENOUGH_KNOWN:
-            return None
-        return max(LEAST_PATIENCE, STRAGGLER * statistics.median(seconds))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import games
 import pytest
@@ -12,7 +14,9 @@ from selfplay_ray.actors.arena import ArenaActor
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
-from selfplay_ray.types import EpisodeRequest
+from selfplay_ray.scheduling.coordinator_state import decode_state
+from selfplay_ray.scheduling.messages import Finished, Orders, Report
+from selfplay_ray.types import EpisodeRequest, Rollout, RolloutGroup
 
 Batch = Callable[[int], Sequence[EpisodeRequest]]
 
@@ -39,9 +43,48 @@ class Fresh:
         return None
 
 
-async def started(arena: Arena, folder: Path) -> ArenaActor:
+class SlowQueue(Fresh):
+    """The handle of one that journals when it is told to, and in memory."""
+
+    def __init__(self) -> None:
+        self.journal: list[tuple[list[str], bytes]] = []
+        self.may_go_on = asyncio.Event()
+
+    def __getattr__(self, method: str) -> Any:
+        return _Put(self) if method == "put" else Fresh()
+
+
+class _Put:
+    def __init__(self, queue: SlowQueue) -> None:
+        self.queue = queue
+
+    async def remote(self, groups: Sequence[RolloutGroup], state: bytes) -> int:
+        await self.queue.may_go_on.wait()
+        self.queue.journal.append(([group.id for group in groups], state))
+        return len(groups)
+
+
+class Silent:
+    """The handle of a worker that takes orders, and whose reports the test makes up."""
+
+    def __init__(self) -> None:
+        self.orders: list[Orders] = []
+
+    @property
+    def connected(self) -> Fresh:
+        return Fresh()
+
+    @property
+    def accept(self) -> Silent:
+        return self
+
+    async def remote(self, orders: Orders) -> None:
+        self.orders.append(orders)
+
+
+async def started(arena: Arena, folder: Path, queue: Fresh | None = None, **workers: Silent) -> ArenaActor:
     actor = ArenaActor(ActorContext("arena-0", RunConfig(batch_size=2, num_steps=3), arena, folder))
-    await actor.connect(Peers(None, Fresh(), None, Fresh(), {}, [], []))
+    await actor.connect(Peers(None, queue or Fresh(), None, Fresh(), workers, [], []))
     await actor.start()
     return actor
 
@@ -89,3 +132,75 @@ async def test_a_batch_that_raises_is_a_bug_and_the_failure_all_the_same(tmp_pat
     failure = str((await actor.status()).failure)
     assert "return self.batch(self._batches)" in failure  # its traceback, for whoever wrote it
     assert failure.endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+async def play_all(actor: ArenaActor, worker: Silent) -> None:
+    """Have everything that the worker was told to play end."""
+    while not worker.orders:
+        await asyncio.sleep(0)
+    orders, worker.orders = worker.orders, []
+    for assignment in (assignment for order in orders for assignment in order.assignments):
+        rollout = Rollout(assignment.request.id, assignment.request.episode_type)
+        await actor.report("silent", Report(finished=[Finished(rollout, assignment.attempt)]))
+
+
+async def test_groups_are_journaled_in_order_and_no_state_comes_before_its_groups(tmp_path: Path):
+    """A state that says that a group is credited must not be there without it: the arena may be lost at any moment."""
+    queue, worker = SlowQueue(), Silent()
+    batches = Playing(lambda number: [EpisodeRequest("speak", 0, group=name) for name in "ab"])
+    actor = await started(batches, tmp_path, queue, silent=worker)
+    await play_all(actor, worker)  # two batches, as staleness allows
+    assert not await actor.play_beside({})
+    await actor.advance(1)
+    await play_all(actor, worker)
+    assert (await actor.status()).in_flight == 0
+    assert not await actor.play_beside({})  # all is played, and not in the journal
+    queue.may_go_on.set()
+    while not await actor.play_beside({}):
+        await asyncio.sleep(0)
+    names = [f"batch-{batch:06d}/{name}" for batch in range(3) for name in "ab"]
+    assert [name for ids, _ in queue.journal for name in ids] == names
+    for number, (_, state) in enumerate(queue.journal):
+        pending = {group.name for group in decode_state(state)[1]}
+        put = {name for ids, _ in queue.journal[: number + 1] for name in ids}
+        assert not pending & put
+    await actor.drain()
+
+
+async def test_a_drained_arena_has_put_what_was_credited_and_plays_nothing_more(tmp_path: Path):
+    queue, worker = SlowQueue(), Silent()
+    actor = await started(
+        Playing(lambda number: [EpisodeRequest("speak", 0)] * 2), tmp_path, queue, silent=worker
+    )
+    await play_all(actor, worker)
+    draining = asyncio.create_task(actor.drain())
+    await asyncio.sleep(0.1)
+    assert not draining.done()
+    queue.may_go_on.set()
+    await draining
+    assert sum(len(ids) for ids, _ in queue.journal) == 2
+    await actor.advance(1)
+    assert worker.orders == []
+
+
+async def test_an_evaluation_asked_for_twice_is_played_once_and_one_of_another_version_not(tmp_path: Path):
+    worker = Silent()
+    config = RunConfig(batch_size=2, num_steps=3, eval_every=1, eval_episodes=2)
+    arena = Playing(lambda number: [EpisodeRequest("speak", 0)] * 2)
+    actor = ArenaActor(ActorContext("arena-0", config, arena, tmp_path))
+    assert await actor.evaluation(0) is None  # not before it has started
+    await actor.connect(Peers(None, Fresh(), None, Fresh(), {"silent": worker}, [], []))
+    await actor.start()
+    await play_all(actor, worker)
+    assert await actor.evaluation(1) is None  # the engines don't have that yet
+    assert await actor.evaluation(0) is None
+    assert await actor.evaluation(0) is None
+    while not worker.orders:
+        await asyncio.sleep(0)
+    assert sum(len(order.assignments) for order in worker.orders) == 2
+    await play_all(actor, worker)
+    numbers = await actor.evaluation(0)
+    assert numbers is not None
+    await actor.advance(1)
+    assert await actor.evaluation(0) == numbers
+    await actor.drain()

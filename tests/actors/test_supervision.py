@@ -28,7 +28,7 @@ class Sleeper:
     """Does nothing but be there; connecting it again fails where it is to."""
 
     def __init__(self, *, reconnects: bool) -> None:
-        self.known, self.reconnects = False, reconnects
+        self.known, self.hangs, self.reconnects = False, False, reconnects
 
     def connect(self) -> None:
         if ray.get_runtime_context().was_current_actor_reconstructed and not self.reconnects:
@@ -36,7 +36,12 @@ class Sleeper:
         self.known = True
 
     def connected(self) -> bool:
+        if self.hangs:
+            raise TimeoutError
         return self.known
+
+    def hang(self) -> None:
+        self.hangs = True
 
     def pid(self) -> int:
         return os.getpid()
@@ -71,12 +76,24 @@ def test_who_is_lost_or_hangs_is_replaced(blow: signal.Signals, caplog: pytest.L
         assert supervisor.failure is None
     finally:
         supervisor.stop()
-    said = ["sleeper has not answered for 3 seconds; it is killed"] if blow == signal.SIGSTOP else []
-    # A process that doesn't even go when it's told to takes Ray some seconds, in which it is found silent again.
+    said = ["sleeper hangs; it is killed"] if blow == signal.SIGSTOP else []
+    # One that doesn't even go when it's told to takes Ray some seconds, in which it is found silent again.
     assert list(dict.fromkeys(caplog.messages)) == [
         *said,
         "sleeper was lost; another process takes its place",
     ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_who_says_that_it_hangs_is_replaced(caplog: pytest.LogCaptureFixture):
+    ward = sleeper()
+    supervisor = Supervisor({"the sleeper": [ward]})
+    try:
+        get(ward.handle.hang.remote())
+        until_replaced(ward)
+    finally:
+        supervisor.stop()
+    assert "sleeper hangs; it is killed" in caplog.messages
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import spoken
 from length import LONG
 from processes import end, family
 from ray import cloudpickle
@@ -25,6 +26,8 @@ from ray.exceptions import RayActorError
 
 from selfplay_ray import Arena, Artifact, EpisodeRequest, RAECredit, Role
 from selfplay_ray.actors.arena import ArenaActor
+from selfplay_ray.actors.inference_engine import InferenceEngine
+from selfplay_ray.actors.judge_pool import JudgePool
 from selfplay_ray.actors.learner import Learner
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.actors.replay_queue import ReplayQueue
@@ -33,17 +36,18 @@ from selfplay_ray.actors.run import train
 from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.actors.weight_broadcaster import WeightBroadcaster
 from selfplay_ray.config import RunConfig
-from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.evaluation import Evaluation
+from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.replay import Lease
-from selfplay_ray.rubric import Rubric
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.scheduling.coordinator import CreditedGroup
 from selfplay_ray.training import checkpoint
-from selfplay_ray.types import Completion, GenerateResult, ModelCall, Rollout, RolloutGroup
+from selfplay_ray.types import Completion, GenerateResult, ModelCall, RolloutGroup
 
 POINTS = (
     "in a model call",
+    "in an engine",
+    "in a judge",
     "before a group is put",
     "after a group is put",
     "after the lease",
@@ -75,30 +79,13 @@ def die_at(point: str, version: int) -> None:
         end(pid)
 
 
-def variety(rollout: Rollout, arena: Arena) -> dict[str, float]:
-    """Something that differs from sample to sample, whatever a random model says."""
-    return {step.role_id: sum(step.completion_token_ids) % 11 / 10 for step in rollout.steps}
-
-
-class Speak(Episode):
-    """One role says something, after two children if its artifact says so."""
-
-    rubric = Rubric([variety])
-
-    async def rollout(self, arena: Arena, artifact: int, state: EpisodeState) -> EpisodeState:
-        if artifact > 0:
-            await arena.generate_rollouts([EpisodeRequest("speak", artifact - 1)] * 2)
-        await self.call_model("Speaker", f"Say something about {artifact}.", arena)
-        return state
-
-
 class LearningArena(Arena):
     """What it plays depends on what came of it before: artifacts are drawn from a store that rewards change."""
 
     def __init__(self) -> None:
         super().__init__(credit_assigner=RAECredit(decay=0.9))
         self.add_role(Role("Speaker", max_tokens=6))
-        self.add_episode("speak", Speak())
+        self.add_episode("speak", spoken.Speak())
         store = self.add_store("topics")
         for topic in range(3):
             store.add(Artifact(str(topic), topic))
@@ -129,6 +116,26 @@ class DyingClient:
 
     def get_policy_version(self) -> int:
         return self._client.get_policy_version()
+
+
+class DyingEngine(InferenceEngine):
+    async def generate(self, request: GenerationRequest) -> Generation:
+        generation = await super().generate(request)
+        die_at("in an engine", generation.spans[-1].version + 1)
+        return generation
+
+
+class DyingJudge(JudgePool):
+    """At the N-th call: it knows no versions."""
+
+    def __init__(self, context: ActorContext) -> None:
+        super().__init__(context)
+        self._calls = 0
+
+    async def complete(self, call: ModelCall) -> Completion:
+        self._calls += 1
+        die_at("in a judge", self._calls)
+        return await super().complete(call)
 
 
 class DyingWorker(RolloutWorker):
@@ -217,6 +224,7 @@ def configuration(folder: Path, model: Path) -> RunConfig:
         eval_every=EVAL_EVERY,
         eval_episodes=2,
         keep_checkpoints=2,
+        judges=1,
         step_timeout=60,
     )
 
@@ -240,9 +248,10 @@ def main() -> None:
         "learner": DyingLearner,
         "broadcaster": DyingBroadcaster,
         "worker": DyingWorker,
+        "engine": DyingEngine,
+        "judge": DyingJudge,
     }
     dying = {place: replace(getattr(spec, place), cls=cls, env=environment) for place, cls in places.items()}
-    dying["engine"] = replace(spec.engine, env=environment)
     train(LearningArena(), config, "speak", replace(spec, **dying))
 
 
@@ -250,4 +259,5 @@ if __name__ == "__main__":
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
     cloudpickle.register_pickle_by_value(sys.modules["processes"])
     cloudpickle.register_pickle_by_value(sys.modules["length"])
+    cloudpickle.register_pickle_by_value(spoken)
     main()
