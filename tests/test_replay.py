@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from limits import files_of_at_most
 
 from selfplay_ray.errors import ReplayError
 from selfplay_ray.replay import Lease, ReplayBuffer, ReplayCounts, fresh_records
@@ -297,6 +298,23 @@ def test_the_file_does_not_grow_with_what_was_trained(tmp_path: Path) -> None:
             buffer.forget(i)
     one_group = 2_000 * (9 + 1 + 1)  # at least a float, a mask and a token id each
     assert path.stat().st_size < 20 * one_group
+
+
+def test_where_the_disk_is_full_nothing_is_lost_that_was_put(tmp_path: Path) -> None:
+    path = tmp_path / "replay.sqlite"
+    many = [group(str(i), 1, record(str(i), *([1] * 500))) for i in range(100)]
+    put = []
+    with ReplayBuffer(path) as buffer:
+        with files_of_at_most(200_000), pytest.raises(ReplayError, match="disk"):
+            for one in many:
+                buffer.put([one], one.id.encode())
+                put.append(one)
+        assert 0 < len(put) < len(many)
+        assert buffer.counts().queued == len(put)
+    with ReplayBuffer(path) as buffer:  # there is space again
+        assert buffer.state() == put[-1].id.encode()
+        assert buffer.put(many, b"all") == len(many) - len(put)
+        assert leased(buffer, len(many)).groups == tuple(many)
 
 
 def test_files_that_are_no_journal_are_refused(tmp_path: Path) -> None:

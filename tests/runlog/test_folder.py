@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import resource
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from limits import files_of_at_most
 
 from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ConfigError, RunLogError
@@ -232,16 +231,6 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunLogError, match=message):
         log.log_step(metrics(1))
     log.close()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_line_that_does_not_fit_leaves_no_half_of_itself(log: RunLog) -> None:
