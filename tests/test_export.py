@@ -7,16 +7,13 @@ import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything import
 # isort: split
 import json
 import os
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from limits import files_of_at_most
 from mlx_lm.utils import quantize_model, save_config, save_model
 from tiny_model import write_tiny_model
 
@@ -133,24 +130,14 @@ def test_what_is_there_is_not_written_over(kind: str, tiny: Path, tmp_path: Path
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """As on a full disk, every write beyond ``size`` bytes of a file fails; the signal that comes with it is Python's
-    to ignore, as it does by itself."""
-    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("kind", ["peft", "fused"])
 @pytest.mark.parametrize("size", [0, 10_000])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(kind: str, size: int, tiny: Path, tmp_path: Path):
     adapter, _ = noisy_adapter(tiny)
-    with files_up_to(size), pytest.raises(ModelError, match=r"^can't write .*/out: .*that there is space$"):
+    with (
+        files_of_at_most(size),
+        pytest.raises(ModelError, match=r"^can't write .*/out: .*that there is space$"),
+    ):
         export(kind, adapter, tmp_path / "out", tiny)
     assert list(tmp_path.iterdir()) == []
 

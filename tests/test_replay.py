@@ -304,11 +304,15 @@ def test_where_the_disk_is_full_nothing_is_lost_that_was_put(tmp_path: Path) -> 
     path = tmp_path / "replay.sqlite"
     many = [group(str(i), 1, record(str(i), *([1] * 500))) for i in range(100)]
     put = []
+
+    def put_all() -> None:
+        for one in many:
+            buffer.put([one], one.id.encode())
+            put.append(one)
+
     with ReplayBuffer(path) as buffer:
         with files_of_at_most(200_000), pytest.raises(ReplayError, match="disk"):
-            for one in many:
-                buffer.put([one], one.id.encode())
-                put.append(one)
+            put_all()
         assert 0 < len(put) < len(many)
         assert buffer.counts().queued == len(put)
     with ReplayBuffer(path) as buffer:  # there is space again
