@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -132,21 +132,16 @@ class Cluster:
     def stop(self) -> None:
         """End every actor, once what was credited is in the journal; those at endpoints last, when nobody asks them any
         more and what they loaded can go."""
-        if self._supervisor:
-            self._supervisor.stop()
-            ray.wait([self.peers.arena.drain.remote()], timeout=DRAIN_SECONDS)
-        try:
-            for actor in self._actors.values():
-                ray.kill(actor)
-            self._actors.clear()
-            closing = [actor.close.remote() for actor in self._endpoints.values()]
-            if closing:
-                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-        finally:
-            for actor in self._endpoints.values():
-                ray.kill(actor)
-            self._endpoints.clear()
-            shutil.rmtree(RunLog(self._folder).published_dir, ignore_errors=True)
+        with (
+            contextlib.ExitStack() as stack
+        ):  # another Ctrl-C skips what it comes in, and nothing that is to follow
+            stack.callback(shutil.rmtree, RunLog(self._folder).published_dir, ignore_errors=True)
+            stack.callback(_kill_all, self._endpoints)
+            stack.callback(_wait_for, CLOSE_SECONDS, [actor.close for actor in self._endpoints.values()])
+            stack.callback(_kill_all, self._actors)
+            if self._supervisor:
+                stack.callback(_wait_for, DRAIN_SECONDS, [self.peers.arena.drain])
+                self._supervisor.stop()
 
     def _start(self) -> None:
         places = {
@@ -220,3 +215,15 @@ class Cluster:
         actor: Handle = ray.remote(**options)(spec.cls).remote(context)
         (self._endpoints if at_endpoint else self._actors)[name] = actor
         return actor
+
+
+def _wait_for(seconds: float, methods: Sequence[Handle]) -> None:
+    """Until all of these methods of actors have returned, and so many seconds at most."""
+    if asked := [method.remote() for method in methods]:
+        ray.wait(asked, num_returns=len(asked), timeout=seconds)
+
+
+def _kill_all(actors: dict[str, Handle]) -> None:
+    for actor in actors.values():
+        ray.kill(actor)
+    actors.clear()
