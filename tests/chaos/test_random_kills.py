@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import os
 import random
-import sqlite3
-import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
+import accounts
 import pytest
 import spoken
 from length import LONG
 from processes import end, named
-from ray import cloudpickle
 
-from selfplay_ray.actors.replay_queue import ReplayQueue
 from selfplay_ray.actors.run import train
 from selfplay_ray.actors.spec import ClusterSpec
 from selfplay_ray.config import RunConfig
-from selfplay_ray.replay import fresh_records
 from selfplay_ray.runlog.folder import RunLog
-from selfplay_ray.runlog.rollouts import read_rollouts
-from selfplay_ray.types import RolloutGroup
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 KINDS = (
@@ -47,13 +39,6 @@ KILLS, NUM_STEPS = (30, 60) if LONG else (len(KINDS), 14)
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 
 
-class UnforgettingQueue(ReplayQueue):
-    """Keeps also what was in groups that a checkpoint knows of, to be looked at in the end."""
-
-    def forget(self, version: int) -> None:
-        pass
-
-
 @dataclass
 class Killer:
     """Kills a process of the run, each kind in its turn, some time after every second step."""
@@ -66,7 +51,7 @@ class Killer:
     def work(self) -> None:
         turns = [kind for _ in range(0, KILLS, len(KINDS)) for kind in self.chance.sample(KINDS, len(KINDS))]
         for number, kind in enumerate(turns[:KILLS]):
-            while self.steps() < 1 + number * (NUM_STEPS - 3) // KILLS:
+            while accounts.steps_taken(self.log) < 1 + number * (NUM_STEPS - 3) // KILLS:
                 if self.over.wait(0.1):
                     return
             self.over.wait(self.chance.uniform(0, 2))
@@ -74,22 +59,7 @@ class Killer:
                 if self.over.wait(0.1):
                     return
             end(self.chance.choice(sorted(there)))
-            self.kills.append((self.steps(), kind))
-
-    def steps(self) -> int:
-        return len(self.log.metrics_path.read_bytes().splitlines()) if self.log.metrics_path.exists() else 0
-
-
-def trained_groups(log: RunLog) -> dict[int, list[RolloutGroup]]:
-    """What was acknowledged, by the version that was trained on it."""
-    with sqlite3.connect(log.replay_path) as journal:
-        rows = journal.execute("SELECT trained, payload FROM groups ORDER BY arrival").fetchall()
-    journal.close()
-    groups: dict[int, list[RolloutGroup]] = {}
-    for version, payload in rows:
-        assert version is not None
-        groups.setdefault(version, []).append(msgspec.msgpack.decode(payload, type=RolloutGroup))
-    return groups
+            self.kills.append((accounts.steps_taken(self.log), kind))
 
 
 @pytest.mark.timeout(3000)
@@ -117,7 +87,7 @@ def test_whoever_is_killed_the_run_ends_and_nothing_is_lost_or_trained_twice(tmp
     started = time.monotonic()
     try:
         spec = ClusterSpec.from_config(config)
-        queue = replace(spec.queue, cls=UnforgettingQueue)
+        queue = replace(spec.queue, cls=accounts.UnforgettingQueue)
         history = train(spoken.JudgedArena(), config, spec=replace(spec, queue=queue))
     finally:
         killer.over.set()
@@ -126,19 +96,4 @@ def test_whoever_is_killed_the_run_ends_and_nothing_is_lost_or_trained_twice(tmp
     assert Counter(kind for _, kind in killer.kills).total() == KILLS
 
     assert [metrics.step for metrics in history] == list(range(1, NUM_STEPS + 1))
-    assert killer.steps() == NUM_STEPS  # each was logged once
-    by_version = trained_groups(log)
-    assert sorted(by_version) == list(range(1, NUM_STEPS + 1))
-    ids = [record.id for groups in by_version.values() for group in groups for record in group.records]
-    assert len(ids) == len(set(ids))
-    for metrics in history:
-        groups = by_version[metrics.version]
-        assert [group.roots for group in groups] == [spoken.GROUP] * len(groups)
-        fresh, stale = fresh_records(groups, metrics.version - 1, config.max_staleness)
-        numbers = metrics.flat()
-        trained = numbers["train/records"] + numbers["train/skipped_zero_advantage"]
-        assert (trained, metrics.dropped_stale) == (len(fresh), stale)
-    roots = [row.tree for row in read_rollouts(log.rollouts_path)]
-    assert len(roots) == len({root.id for root in roots}) == config.batch_size * NUM_STEPS
-    assert all(len(root.children) == spoken.CHILDREN for root in roots if root.error is None)
-    assert sum(root.error is not None for root in roots) == 0
+    accounts.assert_nothing_was_lost_or_trained_twice(log, config, spoken.GROUP, spoken.CHILDREN)
