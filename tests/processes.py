@@ -14,12 +14,12 @@ REPOSITORY = Path(__file__).parents[1]
 AGENT_FILES = ("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py")
 
 
-def family(pid: int) -> set[int]:
-    """The process ``pid`` and all that descend from it, as far as their parents live."""
+def family(*pids: int) -> set[int]:
+    """The processes ``pids`` and all that descend from them, as far as their parents live."""
     children: dict[int, list[int]] = {}
     for child, parent in process_table():
         children.setdefault(parent, []).append(child)
-    found, left = set(), [pid]
+    found, left = set(), list(pids)
     while left:
         found.add(left[-1])
         left += children.get(left.pop(), [])
@@ -37,6 +37,11 @@ def process_table() -> list[tuple[int, int]]:
     return [(int(pid), int(parent)) for pid, parent, state, _ in _ps() if not state.startswith("Z")]
 
 
+def process_arguments() -> dict[int, str]:
+    """The command line of everything that runs, or what has been put in its place."""
+    return {int(pid): args for pid, _, state, args in _ps() if not state.startswith("Z")}
+
+
 def agents() -> set[int]:
     """Ray's own agents, which outlive a raylet that was killed by a minute or so; before and after they take a name."""
     return {
@@ -47,7 +52,7 @@ def agents() -> set[int]:
 
 
 def _ps() -> list[list[str]]:
-    command = ["ps", "-eo", "pid=,ppid=,stat=,args="]
+    command = ["ps", "-ww", "-eo", "pid=,ppid=,stat=,args="]  # -ww: however narrow readline says it is
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [row for line in table.splitlines() if len(row := line.split(None, 3)) == 4]
 
