@@ -27,7 +27,7 @@ HEALTH = {
     "RAY_health_check_failure_threshold": "4",
 }
 """A host that is lost is noticed after seconds, not after a minute."""
-START_SECONDS = 120
+START_SECONDS = 300
 HOSTS_FILES = Path("/etc/netns")
 """Where ``ip netns exec`` finds what a namespace has in place of files of /etc."""
 
