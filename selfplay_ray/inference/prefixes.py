@@ -20,6 +20,8 @@ Tokens = tuple[int, ...]
 
 WORTH_TRIMMING = 16
 """Tokens that a prompt must share with a kept one beyond which they differ; fewer are run as fast as copied."""
+MOST_KEPT = 512
+"""Sequences, because each that is looked for is compared with every one."""
 
 
 @dataclass(slots=True)
@@ -31,8 +33,8 @@ class _Kept:
 
 
 class PrefixCache:
-    """The caches of token sequences run lately, at most ``max_bytes`` of them, each for ``max_age`` seconds since it
-    was last of use; the least recently used go first.
+    """The caches of token sequences run lately, at most MOST_KEPT and ``max_bytes`` of them, each for ``max_age``
+    seconds since it was last of use; the least recently used go first.
 
     They belong to the adapter that ran them: ``drop`` them whenever its weights change.
     """
@@ -81,6 +83,8 @@ class PrefixCache:
         self._found = None
         self.nbytes += nbytes
         self.shrink(self.max_bytes)
+        while len(self._kept) > MOST_KEPT:
+            self._forget(next(iter(self._kept)))
 
     def shrink(self, max_bytes: int) -> None:
         """Let go of the least recently used until no more than ``max_bytes`` are kept."""

@@ -7,7 +7,7 @@ from mlx_lm.models.cache import KVCache
 
 from selfplay_ray.inference.adapters import Adapter
 from selfplay_ray.inference.forward import LayerCaches
-from selfplay_ray.inference.prefixes import WORTH_TRIMMING, PrefixCache
+from selfplay_ray.inference.prefixes import MOST_KEPT, WORTH_TRIMMING, PrefixCache
 
 MINE, OTHER = Adapter("mine"), Adapter("other")
 BYTES_A_TOKEN = 2 * 4 * 4  # keys and values of one head of 4 float32
@@ -51,6 +51,15 @@ def test_the_least_recently_used_goes_first() -> None:
     assert prefixes.longest(MINE, (3, 4)) is None
     assert prefixes.longest(MINE, (1, 2)) is not None
     assert prefixes.nbytes == 4 * BYTES_A_TOKEN
+
+
+def test_no_more_are_kept_than_are_quickly_searched() -> None:
+    prefixes = PrefixCache(10**6)
+    for number in range(MOST_KEPT + 2):
+        prefixes.keep(MINE, (number, 0), caches(2))
+    assert prefixes.nbytes == MOST_KEPT * 2 * BYTES_A_TOKEN
+    assert prefixes.longest(MINE, (1, 0)) is None
+    assert prefixes.longest(MINE, (2, 0)) is not None
 
 
 def test_what_is_too_large_is_not_kept() -> None:
