@@ -14,17 +14,15 @@ from pathlib import Path
 
 import ray
 
-from selfplay_ray.actors.arena import ArenaActor
 from selfplay_ray.actors.cluster import ray_cluster
 from selfplay_ray.actors.faults import get
-from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Handle, Peers
-from selfplay_ray.actors.replay_queue import ReplayQueue
+from selfplay_ray.actors.protocols import Handle, Peers
 from selfplay_ray.actors.rollout_worker import RolloutWorker
-from selfplay_ray.actors.spec import ActorSpec
 from selfplay_ray.arena import Arena
 from selfplay_ray.benchmarks.result import BenchmarkResult
 from selfplay_ray.config import RunConfig
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.jobs.modelless_run import connect_run, learn_nothing, start_workers
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.testing import MockInferenceClient
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
@@ -85,26 +83,11 @@ def run(repeats: int) -> BenchmarkResult:
 
 
 def _start(folder: Path, steps: int) -> Peers:
-    config = RunConfig(batch_size=ROOTS, num_steps=steps, max_staleness=1)
+    config = RunConfig(batch_size=ROOTS, num_steps=steps, max_staleness=1, rollout_workers=WORKERS)
     arena = NoopArena(batch_size=ROOTS)
     arena.add_episode("noop", NoopEpisode())
-
-    def start(cls: type, name: str, concurrency: int | None = None) -> Handle:
-        options = ActorSpec(cls, max_concurrency=concurrency).options()
-        actor: Handle = ray.remote(**options)(cls).remote(ActorContext(name, config, arena, folder))
-        return actor
-
-    names = [f"worker-{index}" for index in range(WORKERS)]
-    peers = Peers(
-        arena=start(ArenaActor, "arena", 1000),
-        queue=start(ReplayQueue, "queue"),
-        learner=None,
-        broadcaster=None,
-        workers={name: start(ModellessWorker, name, 1000) for name in names},
-        engines=[],
-        judges=[],
-    )
-    get([actor.connect.remote(peers) for actor in (peers.arena, peers.queue, *peers.workers.values())])
+    workers = start_workers(ModellessWorker, config, arena, folder)
+    peers = connect_run(workers, config, arena, folder)
     get(peers.arena.start.remote())
     return peers
 
@@ -113,13 +96,7 @@ def _through_arena(peers: Peers, version: int) -> float:
     """Episodes a second over the next batches, trained on at once."""
     started = time.perf_counter()
     for batch in range(BATCHES):
-        while (lease := get(peers.queue.lease.remote(ROOTS))) is None:
-            status: ArenaStatus = get(peers.arena.status.remote())
-            assert status.failure is None, status.failure
-            time.sleep(0.005)
-        get(peers.queue.ack.remote(lease.id, version + batch + 1))
-        get(peers.queue.forget.remote(version + batch + 1))
-        get(peers.arena.advance.remote(version + batch + 1))
+        learn_nothing(peers, ROOTS, version + batch + 1)
     return BATCHES * EPISODES / (time.perf_counter() - started)
 
 

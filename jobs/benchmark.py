@@ -24,7 +24,11 @@ from selfplay_ray.config_sources import SentenceParser, suggestion
 from selfplay_ray.errors import ConfigError, SelfPlayError
 
 # Name to module; each has `run(repeats: int) -> BenchmarkResult`. Those that need Ray live among the jobs.
-BENCHMARKS = {**CORE_BENCHMARKS, "noop_episodes": "selfplay_ray.jobs.bench_noop_episodes"}
+BENCHMARKS = {
+    **CORE_BENCHMARKS,
+    "noop_episodes": "selfplay_ray.jobs.bench_noop_episodes",
+    "orchestration": "selfplay_ray.jobs.bench_orchestration",
+}
 
 STDERR = 2  # where a benchmark's own words go: stdout is for results
 
