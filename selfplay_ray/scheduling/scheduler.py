@@ -222,13 +222,17 @@ class Scheduler:
             node = self._nodes.get(request_id)
             if node is None or node.queued != number:
                 continue
-            at_it = {run.worker for run in node.runs.values()}
-            others = [worker for worker in self._load if worker not in at_it] or list(self._load)
-            worker, attempt = min(others, key=self._load.__getitem__), next(self._attempts)
+            worker, attempt = self._least_loaded_for(node), next(self._attempts)
             node.queued, node.runs[attempt] = None, _Run(worker, self._clock())
             self._load[worker] += 1
             assignment = Assignment(node.request, attempt, list(node.answers.values()))
             self._orders[worker].assignments.append(assignment)
+
+    def _least_loaded_for(self, node: _Node) -> str:
+        """A worker that isn't at it already, unless all are."""
+        at_it = {run.worker for run in node.runs.values()}
+        others = [worker for worker in self._load if worker not in at_it] if at_it else []
+        return min(others or self._load, key=self._load.__getitem__)
 
     def _current(self, worker: str, request_id: str, attempt: int) -> tuple[_Node, _Run] | None:
         node = self._nodes.get(request_id)
