@@ -32,6 +32,11 @@ def named(title: str) -> set[int]:
     return {int(pid) for pid, _, _, args in _ps() if int(pid) in ours and args.startswith(f"ray::{title}")}
 
 
+def titles() -> dict[int, str]:
+    """What everything that runs calls itself."""
+    return {int(pid): title for pid, _, _, title in _ps()}
+
+
 def process_table() -> list[tuple[int, int]]:
     """(process, parent) of everything that runs and is no zombie."""
     return [(int(pid), int(parent)) for pid, parent, state, _ in _ps() if not state.startswith("Z")]
