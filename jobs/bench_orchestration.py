@@ -36,8 +36,8 @@ from selfplay_ray.types import Completion, EpisodeRequest, ModelCall, Role
 WORKERS = 64
 GROUP, CHILDREN = 4, 2
 GROUPS = 8  # a step
-STEPS_AHEAD = 8  # that may be in flight: four trees for each worker
-STEPS = 60
+STEPS_AHEAD = 2  # that may be in flight: a tree for each worker
+STEPS = 30
 SECONDS = (0.5, 1.5)
 ANSWER = "word " * 50
 

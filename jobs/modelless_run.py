@@ -19,6 +19,7 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 
 POLL_SECONDS = 0.005
+STATUS_SECONDS = 1.0
 MANY_CALLS = 1000
 """At a time, to actors whose calls only wait."""
 
@@ -52,10 +53,13 @@ def connect_run(workers: Mapping[str, Handle], config: RunConfig, arena: Arena, 
 def learn_nothing(peers: Peers, roots: int, version: int) -> None:
     """The step that makes policy ``version``, as soon as ``roots`` were played: they are acknowledged, and the arena
     goes on."""
+    looked = time.monotonic()
     while (lease := get(peers.queue.lease.remote(roots))) is None:
-        status: ArenaStatus = get(peers.arena.status.remote())
-        if status.failure is not None:
-            raise status.failure
+        if time.monotonic() - looked > STATUS_SECONDS:
+            status: ArenaStatus = get(peers.arena.status.remote())
+            if status.failure is not None:
+                raise status.failure
+            looked = time.monotonic()
         time.sleep(POLL_SECONDS)
     get(peers.queue.ack.remote(lease.id, version))
     get(peers.queue.forget.remote(version))
