@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -45,6 +46,7 @@ class ArenaActor:
         self._evaluating: int | None = None
         self._evaluated: dict[int, dict[str, float]] = {}  # by version
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wards: dict[str, Ward] = {}  # the workers
 
     async def connect(self, peers: Peers) -> None:
         self._peers = peers
@@ -64,15 +66,20 @@ class ArenaActor:
         if version is not None:
             self._coordinator.version = version
         self._started = True
-        for worker in self._peers.workers:
-            self._coordinator.scheduler.add_worker(worker)
-            self._in_background(self._watch(worker))
+        for name, handle in self._peers.workers.items():
+            self._wards[name] = Ward(
+                name, handle, self._patience, partial(handle.connect.remote, self._peers)
+            )
+            self._coordinator.scheduler.add_worker(name)
+            self._in_background(self._watch(self._wards[name]))
         self._in_background(self._look_for_stragglers())
         self._in_background(self._put_what_is_credited())
         self._pump()
 
     async def report(self, worker: str, report: Report) -> None:
         """Take in what a worker reports."""
+        if ward := self._wards.get(worker):
+            ward.hear()
         self._pump(lambda: self._coordinator.handle(worker, report))
 
     async def fail(self, reason: str) -> None:
@@ -181,6 +188,8 @@ class ArenaActor:
             await sent
         except RayActorError:
             self._lose(worker)
+        else:
+            self._wards[worker].hear()
 
     async def _put_what_is_credited(self) -> None:
         """One transaction after the other, so that a state never comes before a group that it says is credited."""
@@ -201,14 +210,12 @@ class ArenaActor:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             self._pump(self._coordinator.scheduler.try_stragglers_elsewhere)
 
-    async def _watch(self, worker: str) -> None:
-        """Notice when ``worker`` is lost, and give it work when it is back."""
-        handle = self._peers.workers[worker]
-        ward = Ward(worker, handle, self._patience, lambda: handle.connect.remote(self._peers))
-        died = await look_after(ward, lambda: self._lose(worker), lambda: self._welcome(worker))
-        self._lose(worker)
+    async def _watch(self, ward: Ward) -> None:
+        """Notice when a worker is lost, and give it work when it is back."""
+        died = await look_after(ward, lambda: self._lose(ward.name), lambda: self._welcome(ward.name))
+        self._lose(ward.name)
         if not self._coordinator.scheduler.workers:
-            self._fail(lost_for_good(f"the last rollout worker, {worker},", died))
+            self._fail(lost_for_good(f"the last rollout worker, {ward.name},", died))
 
     def _lose(self, worker: str) -> None:
         self._pump(lambda: self._coordinator.lose_worker(worker))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,13 +32,18 @@ ENDING_SECONDS = 0.1
 @dataclass(slots=True)
 class Ward:
     """An actor that is looked after: ``connect`` is for a process that has just taken its place; ``patience`` is how
-    many seconds it may take to say that it is there. ``replaced`` counts the processes that were lost."""
+    many seconds it may take to say that it is there. ``replaced`` counts the processes that were lost; ``heard`` is
+    when it was last heard of in another way, so that it needn't be asked."""
 
     name: str
     handle: Handle
     patience: float
     connect: Callable[[], Awaitable[object]]
     replaced: int = 0
+    heard: float = -math.inf
+
+    def hear(self) -> None:
+        self.heard = time.monotonic()
 
 
 async def look_after(
@@ -53,6 +60,9 @@ async def look_after(
     ask = ward.handle.connected if knows else ward.handle.__ray_ready__
     while True:
         await asyncio.sleep(HEARTBEAT_SECONDS)
+        if time.monotonic() - ward.heard < HEARTBEAT_SECONDS:
+            there()
+            continue
         try:
             async with asyncio.timeout(ward.patience if knows else None):
                 connected = await ask.remote()

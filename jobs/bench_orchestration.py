@@ -39,6 +39,8 @@ GROUPS = 8  # a step
 STEPS_AHEAD = 2  # that may be in flight: a tree for each worker
 STEPS = 30
 SECONDS = (0.5, 1.5)
+POLL_SECONDS = 0.03
+"""How often the queue is asked for a step's groups; a learner asks every 0.1 seconds."""
 ANSWER = "word " * 50
 
 Seconds = list[float]  # a root's own, and its children's
@@ -148,7 +150,7 @@ def _play(workers: dict[str, Handle], config: RunConfig, folder: Path) -> float:
     started = time.perf_counter()
     get(peers.arena.start.remote())
     for version in range(1, STEPS + 1):
-        learn_nothing(peers, config.batch_size, version)
+        learn_nothing(peers, config.batch_size, version, POLL_SECONDS)
     seconds = time.perf_counter() - started
     for actor in (peers.arena, peers.queue, peers.broadcaster):
         ray.kill(actor)

@@ -50,9 +50,9 @@ def connect_run(workers: Mapping[str, Handle], config: RunConfig, arena: Arena, 
     return peers
 
 
-def learn_nothing(peers: Peers, roots: int, version: int) -> None:
-    """The step that makes policy ``version``, as soon as ``roots`` were played: they are acknowledged, and the arena
-    goes on."""
+def learn_nothing(peers: Peers, roots: int, version: int, poll_seconds: float = POLL_SECONDS) -> None:
+    """The step that makes policy ``version``, once ``roots`` were played: they are acknowledged, and the arena goes on.
+    The queue is asked for them every ``poll_seconds``."""
     looked = time.monotonic()
     while (lease := get(peers.queue.lease.remote(roots))) is None:
         if time.monotonic() - looked > STATUS_SECONDS:
@@ -60,7 +60,7 @@ def learn_nothing(peers: Peers, roots: int, version: int) -> None:
             if status.failure is not None:
                 raise status.failure
             looked = time.monotonic()
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)
     get(peers.queue.ack.remote(lease.id, version))
     get(peers.queue.forget.remote(version))
     get(peers.arena.advance.remote(version))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import random
 import signal
@@ -16,7 +18,7 @@ from ray import cloudpickle
 from selfplay_ray.actors import supervision
 from selfplay_ray.actors.faults import get
 from selfplay_ray.actors.protocols import Handle
-from selfplay_ray.actors.supervision import Supervisor, Ward
+from selfplay_ray.actors.supervision import Supervisor, Ward, look_after
 from selfplay_ray.errors import ConfigError
 
 cloudpickle.register_pickle_by_value(
@@ -135,6 +137,25 @@ class Ready:
 
     async def remote(self) -> bool:
         return True
+
+
+async def test_who_was_heard_of_is_not_asked_and_is_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervision, "HEARTBEAT_SECONDS", 0.01)
+
+    class Unasked:
+        @property
+        def connected(self) -> Unasked:
+            return self
+
+        def remote(self) -> None:
+            raise AssertionError("it need not be asked")
+
+    ward = Ward("busy", Unasked(), 5.0, Ready().remote)
+    there = asyncio.Event()
+    ward.heard = math.inf
+    looking = asyncio.create_task(look_after(ward, there=there.set))
+    await there.wait()
+    looking.cancel()
 
 
 def test_letting_go_ends_at_any_moment(monkeypatch: pytest.MonkeyPatch):
