@@ -70,9 +70,7 @@ class Silent:
     def __init__(self) -> None:
         self.orders: list[Orders] = []
 
-    @property
-    def connected(self) -> Fresh:
-        return Fresh()
+    connect = connected = Fresh()
 
     @property
     def accept(self) -> Silent:
