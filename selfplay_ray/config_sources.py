@@ -21,7 +21,7 @@ from selfplay_ray.errors import ConfigError
 
 C = TypeVar("C", bound=RunConfig)
 
-FLAG_ALIASES = {"max_staleness": ("--max-policy-lag",)}
+FLAG_ALIASES = {"max_staleness": ("--max-policy-lag",), "kl_coefficient": ("--kl-coef",)}
 METAVARS: dict[object, str] = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 

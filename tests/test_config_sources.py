@@ -74,6 +74,11 @@ def test_the_staleness_limit_goes_by_two_names(flag: str):
     assert load(flag, "3").max_staleness == 3
 
 
+@pytest.mark.parametrize("flag", ["--kl-coefficient", "--kl-coef"])
+def test_so_does_the_kl_coefficient(flag: str):
+    assert load(flag, "0.3").kl_coefficient == 0.3
+
+
 def test_each_bad_flag_gets_a_sentence_with_its_value_and_what_is_allowed():
     assert complaints("--batch-size", "0", "--num-steps", "many", "--game", "go") == [
         "--num-steps many is not possible: it must be a valid integer",

@@ -24,6 +24,7 @@ from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.human.person import Person
 from selfplay_ray.judging.grammar import read_score
 from selfplay_ray.rubric import Rubric
+from selfplay_ray.seeds import derive_seed
 from selfplay_ray.types import EpisodeRequest, Examples, GenerateResult, Role, Rollout
 
 BEST = 10
@@ -110,7 +111,9 @@ class HumanEpisode(Episode):
         if self.person is None:
             state.data = {"reply": None, "rating": oracle_rating(question, answer)}
             return state
-        key = f"{state.rng.getrandbits(128):032x}"  # the same if this request is played again elsewhere
+        # The same if this request is played again elsewhere, and another where there is something else to rate, as in
+        # the next evaluation, whose requests are those of the one before.
+        key = f"{state.rng.getrandbits(128):032x}-{derive_seed(0, question, answer):016x}"
         reply = await self.person.ask(key, RATE.format(question, answer))
         state.data = {"reply": reply, "rating": None if reply is None else read_score(reply, BEST)}
         return state

@@ -132,7 +132,7 @@ class TournamentArena(Arena):
         return Contest(product=product, example=self.rng.choice(winners))
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:
-        """Give every candidate its reward, and keep the winners."""
+        """Give every candidate its reward, and keep those that are better than an average one and than all others."""
         for result in results:
             proposals = [
                 child.rollout for child in result.children if child.rollout.episode_type == "proposal"
@@ -141,8 +141,8 @@ class TournamentArena(Arena):
             strengths = bradley_terry(len(proposals), matches)
             for proposal, strength in zip(proposals, strengths, strict=True):
                 reward(proposal, strength)
-            if matches:
-                winner = proposals[strengths.index(max(strengths))]
+            strength, winner = max(zip(strengths, proposals, strict=True), key=lambda pair: pair[0])
+            if strength > 0:  # else nobody has won, and who has failed or said nothing may be the first
                 self.stores[WINNERS].add(Artifact(winner.artifact["product"], winner.extras["slogan"]))
 
 

@@ -191,6 +191,16 @@ async def test_a_question_has_a_key_that_its_request_fixes():
     assert len(set(keys[0])) == 2
 
 
+async def test_another_answer_to_a_request_that_comes_again_is_another_question():
+    """Evaluations play the same requests each time: what is new in them is what a policy answers by then."""
+    keys = []
+    for combined in ("5 + 5 = 10", "5 + 5 = 11"):
+        person = ScriptedPerson("8")
+        await arena_of(ScriptedAgents(combined=combined), person).run_episode("amplify", QUESTION)
+        keys += [key for key, _ in person.asked]
+    assert len(set(keys)) == 2
+
+
 async def test_without_a_person_the_oracle_rates():
     result = await amplified(ScriptedAgents(combined="12"))
     assert result.rewards == {"Decomposer": 0.8, "Combiner": 0.8}

@@ -70,6 +70,13 @@ async def test_a_patch_is_worth_the_attacks_it_ends():
     assert [child.rewards["Defender"] for child in result.children] == [0, 1, 0, 0, 1, 0, 1, 1]
 
 
+async def test_a_patch_that_silences_the_chatbot_is_worth_nothing():
+    """No attack succeeds any more, and nobody is answered."""
+    result = await played(ScriptedChat(["5", "five", "5", "5"], ["..."] * 4, patch="Say nothing at all."))
+    assert result.rewards == {"Defender": -0.25}  # the one reply that was good is lost
+    assert result.rollout.metrics["attack_success/after"] == 0.0
+
+
 async def test_a_patch_may_make_it_worse():
     result = await played(ScriptedChat(["5", "five"], ["5", "5"]), attacks=2)
     assert result.rewards == {"Defender": -0.5}

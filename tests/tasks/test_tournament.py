@@ -130,6 +130,26 @@ async def test_a_candidate_that_failed_is_left_out():
     assert rewards[1]["Proposer"] > 0 > rewards[2]["Proposer"]
 
 
+@pytest.mark.parametrize("first", ["", "dead"])
+async def test_where_all_others_tie_nobody_has_won(first: str):
+    """Neither who said nothing nor who failed, though nobody is stronger."""
+
+    def say(messages: Sequence[Message]) -> str:
+        slogan = next(left)
+        if slogan == "dead":
+            raise RuntimeError("the line is dead")
+        return slogan
+
+    arena = scripted([first, "one", "two"], lambda question: "A")
+    left = iter([first, "one", "two"])
+    arena.runtime.client.response_fn = say  # type: ignore[attr-defined]
+    (tree,) = (await arena.step()).results
+    assert [duel.rollout.extras["score"] for duel in children(tree, "duel") if not duel.rollout.error] == [
+        0.0
+    ]
+    assert [winner.id for winner in arena.stores[WINNERS]] == [FIRST_WINNER[0]]
+
+
 async def test_winners_are_examples_to_those_who_come_next():
     arena = scripted(["bad", "good"], better("good", "bad"))
     (tree,) = (await arena.step()).results
