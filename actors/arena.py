@@ -39,10 +39,9 @@ class ArenaActor:
         self._notes = Notes()
         self._failure: SelfPlayError | None = None
         self._connected = self._started = self._draining = False
-        self._credited: asyncio.Queue[CreditedGroup] = (
-            asyncio.Queue()
-        )  # that are to be put into the journal …
-        self._unput = 0  # … as many as aren't there yet
+        # Groups that are to be put into the journal, and how many aren't there yet.
+        self._credited: asyncio.Queue[CreditedGroup] = asyncio.Queue()
+        self._unput = 0
         self._evaluating: int | None = None
         self._evaluated: dict[int, dict[str, float]] = {}  # by version
         self._tasks: set[asyncio.Task[None]] = set()

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import accounts
 import grpc
 import pytest
 import ray
@@ -97,12 +98,9 @@ class Watch:
 
     def work(self) -> None:
         while not self.over.wait(0.2):
-            steps = self.steps()
+            steps = accounts.steps_taken(self.log)
             if steps > (self.looks[-1].steps if self.looks else 0):
                 self.looks.append(Look(steps, self._processes()))
-
-    def steps(self) -> int:
-        return len(self.log.metrics_path.read_bytes().splitlines()) if self.log.metrics_path.exists() else 0
 
     def _processes(self) -> dict[tuple[str, int], Sample]:
         references = self.raylet.references()
