@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,12 +103,13 @@ class Watch:
                 self.looks.append(Look(steps, self._processes()))
 
     def _processes(self) -> dict[tuple[str, int], Sample]:
+        """Those that are alive: at a run's end they go while one looks."""
         references = self.raylet.references()
-        here = {**actors(), os.getpid(): "driver"}
-        return {
-            (name, pid): Sample(resident(pid), open_files(pid), references.get(pid, 0))
-            for pid, name in here.items()
-        }
+        seen = {}
+        for pid, name in {**actors(), os.getpid(): "driver"}.items():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                seen[name, pid] = Sample(resident(pid), open_files(pid), references.get(pid, 0))
+        return seen
 
     def about(self, share: float) -> Look:
         """The middle one of those after about ``share`` of the steps, each number the median of theirs."""
@@ -139,8 +140,12 @@ def actors() -> dict[int, str]:
 
 
 def resident(pid: int) -> int:
+    """Bytes. ``ProcessLookupError`` for a process that has ended, also when nobody has waited for it yet."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+    _, found, rest = status.partition("VmRSS:")
+    if not found:
+        raise ProcessLookupError(pid)
+    return 1024 * int(rest.split()[0])
 
 
 def open_files(pid: int) -> int:
