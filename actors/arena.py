@@ -75,11 +75,16 @@ class ArenaActor:
         self._in_background(self._put_what_is_credited())
         self._pump()
 
-    async def report(self, worker: str, report: Report) -> None:
-        """Take in what a worker reports."""
+    async def report(self, worker: str, report: Report) -> Orders | None:
+        """Take in what a worker reports, and tell it what there is to tell; the same again, if it comes again."""
         if ward := self._wards.get(worker):
             ward.hear()
-        self._pump(lambda: self._coordinator.handle(worker, report))
+        line = self._coordinator.scheduler.line(worker)
+        if line is None:
+            return None
+        if line.is_new(report):
+            line.answer(report, self._pump(lambda: self._coordinator.handle(worker, report), asker=worker))
+        return line.answer_again(report)
 
     async def fail(self, reason: str) -> None:
         """A peer can't go on."""
@@ -142,30 +147,35 @@ class ArenaActor:
     def _done(self) -> bool:
         return self._started and self._coordinator.done and not self._unput
 
-    def _pump(self, event: Callable[[], None] | None = None) -> None:
-        """Take in ``event``, then do all that can be done. What can't be done ends the run, and says why."""
+    def _pump(self, event: Callable[[], None] | None = None, asker: str = "") -> Orders | None:
+        """Take in ``event``, then do all that can be done. What can't be done ends the run, and says why.
+
+        Returns the orders of ``asker``; the others are sent theirs.
+        """
         if self._failure is not None or not self._started or self._draining:
-            return
+            return None
         try:
             if event:
                 event()
             orders, groups = self._coordinator.take_orders(), self._coordinator.take_groups()
+            answer = orders.pop(asker, None)
             for worker, order in orders.items():
                 self._send(worker, order)
             if (evaluation := self._coordinator.take_evaluation()) is not None:
                 self._keep(evaluation)
         except SelfPlayError as error:
             self._fail(error)
-            return
+            return None
         except NotImplementedError as error:
             self._fail(ConfigError(str(error)))
-            return
+            return None
         except BaseException:  # get_batch, score_group and credit may be somebody else's code
             self._fail(ClusterError(f"the run stopped:\n{traceback.format_exc().rstrip()}"))
             raise
         for credited in groups:
             self._unput += 1
             self._credited.put_nowait(credited)
+        return answer
 
     def _keep(self, evaluation: Evaluation) -> None:
         self._log.write_results(evaluation.version, evaluation.results, evaluation=True)

@@ -32,6 +32,8 @@ from selfplay_ray.training.checkpoint_folder import (
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1
+LEASE_SECONDS = 0.5
+"""How long the queue waits for groups before the learner looks whether the arena is done."""
 STEPS_KNOWN = 5
 """How many steps it takes to know how long one may take."""
 
@@ -164,16 +166,18 @@ class Learner:
         while True:
             # What was put before the arena was done is there; so it is asked first.
             done: bool = ray.get(peers.arena.play_beside.remote(self._extra))
-            lease: Lease | None = ray.get(peers.queue.lease.remote(wanted, or_fewer=done, lease_id=lease_id))
+            wait = 0.0 if done else LEASE_SECONDS
+            lease: Lease | None = ray.get(
+                peers.queue.lease.remote(wanted, or_fewer=done, lease_id=lease_id, wait=wait)
+            )
             if lease is not None or done:
                 return lease
-            self._wait()
+            self._publish_what_was_lost()
 
-    def _wait(self) -> None:
-        """A moment, in which whatever is waited for may go on: engines need their weights for that."""
+    def _publish_what_was_lost(self) -> None:
+        """While one waits: engines need their weights for whatever is waited for."""
         if ray.get(self._peers.broadcaster.version.remote()) is None:
             self._publish()
-        time.sleep(POLL_SECONDS)
 
     def _publish(self) -> None:
         if self._taken_again:
@@ -208,7 +212,8 @@ class Learner:
             if numbers is not None:
                 seconds = {"time/evaluation": time.monotonic() - started}
                 return replace(metrics, values={**metrics.values, **numbers, **seconds})
-            self._wait()
+            self._publish_what_was_lost()
+            time.sleep(POLL_SECONDS)
 
     def _keep(self, metrics: StepMetrics) -> None:
         """A checkpoint, where one is due, in place of those that are no longer wanted."""

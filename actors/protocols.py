@@ -94,14 +94,15 @@ class RestartedActor(ConnectedActor, Protocol):
 class ArenaProtocol(RestartedActor, Protocol):
     """Sends episode requests to workers, gathers results, credits them, fills the queue.
 
-    ``play_beside`` is told which versions need batches beside their own, and tells whether the run's last is played
-    and in the queue. ``evaluation`` begins that of a version when it is first asked for, and is None until it is over.
-    ``drain`` returns when all that was credited is in the queue, and has nothing played any more.
+    ``report`` is answered with what there is to tell the worker. ``play_beside`` is told which versions need batches
+    beside their own, and tells whether the run's last is played and in the queue. ``evaluation`` begins that of a
+    version when it is first asked for, and is None until it is over. ``drain`` returns when all that was credited is in
+    the queue, and has nothing played any more.
     """
 
     async def start(self) -> None: ...
 
-    async def report(self, worker: str, report: Report) -> None: ...
+    async def report(self, worker: str, report: Report) -> Orders | None: ...
 
     async def fail(self, reason: str) -> None: ...
 
@@ -147,13 +148,16 @@ class JudgeProtocol(RestartedActor, Protocol):
 
 
 class QueueProtocol(RestartedActor, Protocol):
-    """Keeps groups until they were trained on; see :class:`~selfplay_ray.replay.ReplayBuffer`."""
+    """Keeps groups until they were trained on; see :class:`~selfplay_ray.replay.ReplayBuffer`. ``lease`` waits so many
+    seconds for something to lease."""
 
     async def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int: ...
 
     async def state(self) -> bytes | None: ...
 
-    async def lease(self, roots: int, *, or_fewer: bool = False, lease_id: str = "") -> Lease | None: ...
+    async def lease(
+        self, roots: int, *, or_fewer: bool = False, lease_id: str = "", wait: float = 0.0
+    ) -> Lease | None: ...
 
     async def ack(self, lease_id: str, version: int) -> None: ...
 

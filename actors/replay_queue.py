@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -20,12 +21,13 @@ class ReplayQueue:
     def __init__(self, context: ActorContext) -> None:
         self._path = RunLog(context.run_folder).replay_path
         self._connected = False
+        self._arrival = asyncio.Event()  # of the next groups
 
-    def connect(self, peers: Peers) -> None:
+    async def connect(self, peers: Peers) -> None:
         _ = self._buffer  # what is wrong with the journal is told before anything is played
         self._connected = True
 
-    def connected(self) -> bool:
+    async def connected(self) -> bool:
         return self._connected
 
     @cached_property
@@ -34,23 +36,38 @@ class ReplayQueue:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         return ReplayBuffer(self._path, requeue=not restarted)  # else its learner may yet ack
 
-    def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int:
-        return self._buffer.put(groups, state)
+    async def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int:
+        put = self._buffer.put(groups, state)
+        arrived, self._arrival = self._arrival, asyncio.Event()
+        arrived.set()
+        return put
 
-    def state(self) -> bytes | None:
+    async def state(self) -> bytes | None:
         return self._buffer.state()
 
-    def lease(self, roots: int, *, or_fewer: bool = False, lease_id: str = "") -> Lease | None:
-        return self._buffer.lease(roots, or_fewer=or_fewer, lease_id=lease_id)
+    async def lease(
+        self, roots: int, *, or_fewer: bool = False, lease_id: str = "", wait: float = 0.0
+    ) -> Lease | None:
+        """Where there is nothing to lease, tried again as groups arrive, for ``wait`` seconds."""
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            lease = self._buffer.lease(roots, or_fewer=or_fewer, lease_id=lease_id)
+            if lease is not None:
+                return lease
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._arrival.wait()
+            except TimeoutError:
+                return None
 
-    def ack(self, lease_id: str, version: int) -> None:
+    async def ack(self, lease_id: str, version: int) -> None:
         self._buffer.ack(lease_id, version)
 
-    def release(self, lease_id: str) -> None:
+    async def release(self, lease_id: str) -> None:
         self._buffer.release(lease_id)
 
-    def forget(self, version: int) -> None:
+    async def forget(self, version: int) -> None:
         self._buffer.forget(version)
 
-    def rewind(self, version: int) -> int:
+    async def rewind(self, version: int) -> int:
         return self._buffer.rewind(version)

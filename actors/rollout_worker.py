@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from selfplay_ray.actors.faults import root_cause
-from selfplay_ray.actors.protocols import ActorContext, Peers
+from selfplay_ray.actors.protocols import ActorContext, Handle, Peers
 from selfplay_ray.actors.routing import EngineRouter, JudgeRouter
 from selfplay_ray.inference.balance import RetrySettings
 from selfplay_ray.inference.chat import ChatTokenizer
@@ -26,33 +27,28 @@ class RolloutWorker:
         self._context = context
         self._retry = RetrySettings(deadline=context.config.endpoint_timeout)
         self._worker: EpisodeWorker | None = None
-        self._confirmations: set[asyncio.Future[None]] = set()
 
     async def connect(self, peers: Peers) -> None:
         client = await asyncio.to_thread(self.make_client, peers)
         self._context.arena.configure(self._context.config)  # this process' copy
         judge = JudgeRouter(peers.judges, self._retry) if peers.judges else client
+        self._worker = EpisodeWorker(self._context.arena, client, judge, partial(self._report, peers.arena))
 
-        def send(report: Report) -> None:
-            try:
-                sent = peers.arena.report.remote(self._context.name, report)
-            except Exception as error:  # what an episode left there may raise anything when it is pickled
-                raise TypeError(str(error.__cause__ or error)) from error  # without Ray's long account
-            confirmation = asyncio.ensure_future(self._confirm(sent, peers))
-            self._confirmations.add(confirmation)
-            confirmation.add_done_callback(self._confirmations.discard)
-
-        self._worker = EpisodeWorker(self._context.arena, client, judge, send)
-
-    async def _confirm(self, sent: Awaitable[None], peers: Peers) -> None:
-        """See that a report was read: what can be pickled can't always be unpickled, and nobody else would know."""
+    async def _report(self, arena: Handle, report: Report) -> Orders | None:
         try:
-            await sent
-        except RayTaskError as error:
-            reason = f"a report of {self._context.name} could not be read by the arena: {root_cause(error)!r}"
-            peers.arena.fail.remote(reason)
+            answer: Awaitable[Orders | None] = arena.report.remote(self._context.name, report)
+        except Exception as error:  # what an episode left there may raise anything when it is pickled
+            raise TypeError(str(error.__cause__ or error)) from error  # without Ray's long account
+        try:
+            return await answer
         except RayActorError:
             pass  # lost with the arena, which is replaced and asks for all of it anew
+        except Exception as error:  # noqa: BLE001 -- what can be pickled can't always be unpickled, on either side
+            arena.fail.remote(
+                f"a report of {self._context.name} could not be read by the arena, or not be answered: "
+                f"{root_cause(error)!r}"
+            )
+        return None
 
     def make_client(self, peers: Peers) -> ModelClient:
         """What answers the roles. Takes a second: it reads the tokenizer."""

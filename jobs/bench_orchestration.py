@@ -3,7 +3,8 @@
 Engines are simulated: an answer comes after the seconds that the prompt asks for. The actors, messages, credit, journal
 and log are those of a run; every root asks for children and then speaks itself, and a step is taken as soon as its
 batch is played. The baseline is how long the same trees take, at the same pace, when everything but the engines takes
-no time: 0.95 times means that orchestrating is 5 % of the run. Starting the workers is not measured.
+no time: 0.95 times means that orchestrating is 5 % of the run. ``bare_ray`` is the same ratio for nothing but the
+messages: what Ray itself costs on this machine. Starting the workers is not measured.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from selfplay_ray.arena import Arena
 from selfplay_ray.benchmarks.result import BenchmarkResult
 from selfplay_ray.config import RunConfig
 from selfplay_ray.episode import Episode, EpisodeState
+from selfplay_ray.jobs.bare_trees import BareWorker, Seconds, play_bare
 from selfplay_ray.jobs.modelless_run import connect_run, learn_nothing, start_workers
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.runtime import ModelClient
@@ -39,11 +41,7 @@ GROUPS = 8  # a step
 STEPS_AHEAD = 2  # that may be in flight: a tree for each worker
 STEPS = 30
 SECONDS = (0.5, 1.5)
-POLL_SECONDS = 0.03
-"""How often the queue is asked for a step's groups; a learner asks every 0.1 seconds."""
 ANSWER = "word " * 50
-
-Seconds = list[float]  # a root's own, and its children's
 
 
 class Tree(Episode):
@@ -83,7 +81,7 @@ class SimulatedEngine(MockInferenceClient):
         return await super().complete(call)
 
 
-class SimulatedWorker(RolloutWorker):
+class SimulatedWorker(BareWorker, RolloutWorker):
     """A rollout worker that asks a simulated engine of its own."""
 
     def make_client(self, peers: Peers) -> ModelClient:
@@ -104,6 +102,7 @@ def run(repeats: int) -> BenchmarkResult:
             place = Path(folder) / str(repeat)
             place.mkdir()
             seconds.append(_play(workers, config, place))
+        bare = play_bare(list(workers.values()), drawn_groups(), STEPS_AHEAD * GROUPS, GROUPS)
     ideal = ideal_seconds([max(map(tree_seconds, group)) for group in drawn_groups()])
     return BenchmarkResult.of_costs(
         "orchestration",
@@ -112,6 +111,7 @@ def run(repeats: int) -> BenchmarkResult:
         workers=WORKERS,
         episodes=STEPS * GROUPS * GROUP * (1 + CHILDREN),
         starting_seconds=starting,
+        bare_ray=ideal / bare,
     )
 
 
@@ -150,7 +150,7 @@ def _play(workers: dict[str, Handle], config: RunConfig, folder: Path) -> float:
     started = time.perf_counter()
     get(peers.arena.start.remote())
     for version in range(1, STEPS + 1):
-        learn_nothing(peers, config.batch_size, version, POLL_SECONDS)
+        learn_nothing(peers, config.batch_size, version)
     seconds = time.perf_counter() - started
     for actor in (peers.arena, peers.queue, peers.broadcaster):
         ray.kill(actor)

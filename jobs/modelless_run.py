@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from selfplay_ray.actors.weight_broadcaster import WeightBroadcaster
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 
-POLL_SECONDS = 0.005
 STATUS_SECONDS = 1.0
 MANY_CALLS = 1000
 """At a time, to actors whose calls only wait."""
@@ -50,20 +48,16 @@ def connect_run(workers: Mapping[str, Handle], config: RunConfig, arena: Arena, 
     return peers
 
 
-def learn_nothing(peers: Peers, roots: int, version: int, poll_seconds: float = POLL_SECONDS) -> None:
-    """The step that makes policy ``version``, once ``roots`` were played: they are acknowledged, and the arena goes on.
-    The queue is asked for them every ``poll_seconds``."""
-    looked = time.monotonic()
-    while (lease := get(peers.queue.lease.remote(roots))) is None:
-        if time.monotonic() - looked > STATUS_SECONDS:
-            status: ArenaStatus = get(peers.arena.status.remote())
-            if status.failure is not None:
-                raise status.failure
-            looked = time.monotonic()
-        time.sleep(poll_seconds)
+def learn_nothing(peers: Peers, roots: int, version: int) -> None:
+    """The step that makes policy ``version``, once ``roots`` were played, in a learner's order: they are acknowledged,
+    the arena goes on, and what was in them is forgotten."""
+    while (lease := get(peers.queue.lease.remote(roots, wait=STATUS_SECONDS))) is None:
+        status: ArenaStatus = get(peers.arena.status.remote())
+        if status.failure is not None:
+            raise status.failure
     get(peers.queue.ack.remote(lease.id, version))
-    get(peers.queue.forget.remote(version))
     get(peers.arena.advance.remote(version))
+    get(peers.queue.forget.remote(version))
 
 
 def _start(cls: type, context: ActorContext, concurrency: int | None = None) -> Handle:

@@ -50,14 +50,16 @@ class Delivery:
 
 @dataclass(slots=True)
 class Orders:
-    """From the arena to a worker. ``cancelled``: (request id, attempt) of episodes nobody waits for any more. Told to
-    begin ``afresh``, a worker first forgets all it is at."""
+    """From the arena to a worker, sent to it or as the answer to its report. ``cancelled``: (request id, attempt) of
+    episodes nobody waits for any more. Told to begin ``afresh``, a worker first forgets all it is at. They are carried
+    out in the order of their ``number``."""
 
     policy_version: int
     assignments: list[Assignment] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
     afresh: bool = False
+    number: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.assignments or self.deliveries or self.cancelled)
@@ -89,10 +91,13 @@ class Finished:
 
 @dataclass(slots=True)
 class Report:
-    """From a worker to the arena."""
+    """From a worker to the arena, its ``number``-th; the next one is sent when it was answered. ``began`` is the number
+    of the orders that told the worker to begin afresh."""
 
     finished: list[Finished] = field(default_factory=list)
     spawned: list[Spawn] = field(default_factory=list)
+    began: int = 0
+    number: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.finished or self.spawned)

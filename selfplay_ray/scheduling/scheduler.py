@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selfplay_ray.errors import ClusterError
+from selfplay_ray.scheduling.exchange import ArenaSide
 from selfplay_ray.scheduling.messages import Answer, Assignment, Delivery, Finished, Orders, Report, Spawn
 from selfplay_ray.scheduling.patience import REMEMBERED, patience
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
@@ -21,6 +22,8 @@ LEAST_PATIENCE = 60.0
 """An episode may play so many seconds …"""
 ENOUGH_KNOWN = 20
 """… and as long as it likes until so many of its type have ended; see ``patience``."""
+MORE_AT_HOME = 3
+"""A child goes to its parent's worker if that plays at most so many episodes more than the one with the least."""
 TOLERATED_LOSSES = 5
 """An episode has failed when so many workers were lost while they played it: it may be what kills them."""
 
@@ -58,6 +61,14 @@ class _Run:
 
 
 @dataclass(slots=True)
+class _Worker:
+    """``load`` is how many of its episodes play and don't wait for children."""
+
+    load: int = 0
+    line: ArenaSide = field(default_factory=ArenaSide)
+
+
+@dataclass(slots=True)
 class _Node:
     """One episode in flight. It is ``queued`` under the number that it has in the queue, and played by its ``runs``:
     one, or two while the first is overdue. Their ``answers`` are known as far as they have asked for children.
@@ -81,8 +92,8 @@ class Scheduler:
     """Spreads episode requests over workers.
 
     Deeper requests go first, because a tree that is nearly done is worth more than a new one; each goes to the
-    worker with the fewest running episodes. A waiting parent holds nothing, so no depth of nesting can
-    deadlock. A report about an attempt that was given up is ignored.
+    worker with the fewest running episodes, a child rather to its parent's, where it takes fewer messages. A waiting
+    parent holds nothing, so no depth of nesting can deadlock. A report about an attempt that was given up is ignored.
 
     What a lost worker played starts again elsewhere, by replay: what the model has said is said again, and the same
     calls for children find those that were run, or are being run, for the attempt before. What takes far too long is
@@ -94,8 +105,7 @@ class Scheduler:
         self._queue: list[tuple[int, int, str]] = []  # (-depth, number, request id)
         self._numbers = itertools.count()
         self._attempts = itertools.count(time.time_ns())  # none of a scheduler that this one replaces
-        self._orders: dict[str, Orders] = {}
-        self._load: dict[str, int] = {}
+        self._workers: dict[str, _Worker] = {}
         self._finished: list[GenerateResult] = []
         self._clock = clock
         self._seconds: dict[str, deque[float]] = {}  # that the last ones of an episode type have played
@@ -106,19 +116,17 @@ class Scheduler:
 
     def add_worker(self, worker: str) -> None:
         """``worker`` is ready for orders. A worker that comes back comes back empty."""
-        if worker in self._load:
+        if worker in self._workers:
             self.remove_worker(worker)
-        self._load[worker] = 0
-        self._orders[worker] = Orders(0, afresh=True)
+        self._workers[worker] = _Worker()
 
     def remove_worker(self, worker: str) -> list[Rollout]:
         """``worker`` is lost: what it played starts again elsewhere.
 
         Returns the rollouts of episodes that are given up: too many workers were lost while they played.
         """
-        if self._load.pop(worker, None) is None:
+        if self._workers.pop(worker, None) is None:
             return []
-        del self._orders[worker]
         orphans = []
         for node in self._nodes.values():
             lost = [attempt for attempt, run in node.runs.items() if run.worker == worker]
@@ -169,11 +177,8 @@ class Scheduler:
     def take_orders(self, policy_version: int) -> dict[str, Orders]:
         """What each worker is to be sent, if anything; what is queued goes out with it."""
         self._dispatch()
-        ready = {worker: orders for worker, orders in self._orders.items() if orders}
-        for worker, orders in ready.items():
-            orders.policy_version = policy_version
-            self._orders[worker] = Orders(0)
-        return ready
+        taken = {name: worker.line.take(policy_version) for name, worker in self._workers.items()}
+        return {name: orders for name, orders in taken.items() if orders is not None}
 
     def take_finished(self) -> list[GenerateResult]:
         """Root trees that are done since the last call."""
@@ -189,11 +194,16 @@ class Scheduler:
 
     @property
     def workers(self) -> list[str]:
-        return list(self._load)
+        return list(self._workers)
+
+    def line(self, worker: str) -> ArenaSide | None:
+        """What passes between it and us; None if it is lost."""
+        known = self._workers.get(worker)
+        return known.line if known else None
 
     def running(self, worker: str) -> int:
         """How many of the worker's episodes are running, not waiting for children."""
-        return self._load[worker]
+        return self._workers[worker].load
 
     def unfinished(self) -> Iterator[tuple[EpisodeRequest, str]]:
         """Every request in flight and what it is doing, for whoever wants to know why nothing happens."""
@@ -217,22 +227,32 @@ class Scheduler:
         heapq.heappush(self._queue, (-node.request.depth, node.queued, node.request.id))
 
     def _dispatch(self) -> None:
-        while self._queue and self._load:
+        while self._queue and self._workers:
             _, number, request_id = heapq.heappop(self._queue)
             node = self._nodes.get(request_id)
             if node is None or node.queued != number:
                 continue
-            worker, attempt = self._least_loaded_for(node), next(self._attempts)
+            worker, attempt = self._worker_for(node), next(self._attempts)
             node.queued, node.runs[attempt] = None, _Run(worker, self._clock())
-            self._load[worker] += 1
+            self._workers[worker].load += 1
             assignment = Assignment(node.request, attempt, list(node.answers.values()))
-            self._orders[worker].assignments.append(assignment)
+            self._orders(worker).assignments.append(assignment)
 
-    def _least_loaded_for(self, node: _Node) -> str:
-        """A worker that isn't at it already, unless all are."""
+    def _worker_for(self, node: _Node) -> str:
+        """One that isn't at it already, unless all are: the parent's if it is hardly busier than others, or else the
+        one with the least to do."""
         at_it = {run.worker for run in node.runs.values()}
-        others = [worker for worker in self._load if worker not in at_it] if at_it else []
-        return min(others or self._load, key=self._load.__getitem__)
+        free = [worker for worker in self._workers if worker not in at_it] if at_it else []
+        least = min(free or self._workers, key=self.running)
+        if node.parent is None:
+            return least
+        parents = {run.worker for run in self._nodes[node.parent].runs.values()} - at_it
+        home = min(parents, key=self.running, default=least)
+        return home if self.running(home) <= self.running(least) + MORE_AT_HOME else least
+
+    def _orders(self, worker: str) -> Orders:
+        """What it will be told next."""
+        return self._workers[worker].line.orders
 
     def _current(self, worker: str, request_id: str, attempt: int) -> tuple[_Node, _Run] | None:
         node = self._nodes.get(request_id)
@@ -257,9 +277,8 @@ class Scheduler:
                 f"{spawn.asks}, before for {call.asks}. Chance in an episode comes from state.rng, and what it does "
                 "must not depend on which of several answers comes first"
             )
-            self._orders[worker].deliveries.append(
-                Delivery(spawn.parent, spawn.attempt, spawn.call, [], error)
-            )
+            delivery = Delivery(spawn.parent, spawn.attempt, spawn.call, [], error)
+            self._orders(worker).deliveries.append(delivery)
             return
         if not call.complete and not parent.waits(run):
             self._stop_playing(run)
@@ -309,18 +328,18 @@ class Scheduler:
         for attempt, run in parent.runs.items():
             if number in run.asked:
                 if not parent.waits(run):
-                    self._load[run.worker] += 1
+                    self._workers[run.worker].load += 1
                     run.since = self._clock()
                 self._deliver(parent, attempt, number)
 
     def _deliver(self, parent: _Node, attempt: int, number: int) -> None:
         results = parent.calls[number].in_order()
         delivery = Delivery(parent.request.id, attempt, number, results)
-        self._orders[parent.runs[attempt].worker].deliveries.append(delivery)
+        self._orders(parent.runs[attempt].worker).deliveries.append(delivery)
 
     def _stop_playing(self, run: _Run) -> None:
         """It waits from now on, or is over."""
-        self._load[run.worker] -= 1
+        self._workers[run.worker].load -= 1
         run.played += self._clock() - run.since
 
     def _give_up_children(self, node: _Node) -> None:
@@ -336,5 +355,5 @@ class Scheduler:
         """Forget ``node``, and tell who runs it."""
         del self._nodes[node.request.id]
         for attempt, run in node.runs.items():
-            self._load[run.worker] -= not node.waits(run)
-            self._orders[run.worker].cancelled.append((node.request.id, attempt))
+            self._workers[run.worker].load -= not node.waits(run)
+            self._orders(run.worker).cancelled.append((node.request.id, attempt))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 
 from selfplay_ray.arena import Arena
@@ -12,6 +12,7 @@ from selfplay_ray.artifacts import ArtifactStore
 from selfplay_ray.errors import ClusterError, EpisodeError
 from selfplay_ray.execution import execute
 from selfplay_ray.runtime import ModelClient, ParentCall
+from selfplay_ray.scheduling.exchange import WorkerSide
 from selfplay_ray.scheduling.messages import (
     Answer,
     Finished,
@@ -24,6 +25,7 @@ from selfplay_ray.scheduling.messages import (
 from selfplay_ray.types import Completion, EpisodeRequest, GenerateResult, ModelCall, Rollout
 
 ChildResults = asyncio.Future[list[GenerateResult]]
+Send = Callable[[Report], Awaitable[Orders | None]]
 
 
 @dataclass(slots=True)
@@ -53,28 +55,32 @@ class StoresElsewhere(dict[str, ArtifactStore]):
 
 
 class EpisodeWorker:
-    """The runtime of a worker's copy of the arena. ``send`` passes a report on; it must not block, and raises
-    TypeError for what can't be sent to another process.
+    """The runtime of a worker's copy of the arena. ``send`` passes a report on and returns what the arena answers, or
+    None; it raises TypeError for what can't be sent to another process.
 
-    Whatever comes up in one turn of the event loop goes into one report.
+    Whatever comes up in one turn of the event loop, or while a report is on its way, goes into one report.
     """
 
-    def __init__(
-        self, arena: Arena, client: ModelClient, judge: ModelClient, send: Callable[[Report], None]
-    ) -> None:
+    def __init__(self, arena: Arena, client: ModelClient, judge: ModelClient, send: Send) -> None:
         self._arena = arena
         self._client = client
         self._judge = judge
         self._send = send
+        self._line = WorkerSide()
         self._report = Report()
-        self._flushing = False
+        self._reporting: asyncio.Task[None] | None = None
+        self._context = copy_context()  # of no episode
         self._policy_version = 0
         self._playing: dict[tuple[str, int], _Playing] = {}  # by request id and attempt
         arena.bind(self)
         arena.stores = StoresElsewhere()
 
     def accept(self, orders: Orders) -> None:
-        """Take orders; to be called on the event loop that plays."""
+        """Take orders, and carry out those whose turn it is; to be called on the event loop that plays."""
+        for due in self._line.arrived(orders):
+            self._carry_out(due)
+
+    def _carry_out(self, orders: Orders) -> None:
         self._policy_version = orders.policy_version
         if orders.afresh:
             self.close()
@@ -138,7 +144,7 @@ class EpisodeWorker:
         self._report.spawned.append(
             Spawn(parent.request_id, playing.attempt, parent.number, list(requests), asks, answers)
         )
-        self._flush_soon()
+        self._report_soon()
         return await results
 
     def get_policy_version(self) -> int:
@@ -152,7 +158,7 @@ class EpisodeWorker:
         self._playing.pop((request.id, playing.attempt), None)
         _give_up(playing)
         self._report.finished.append(Finished(rollout, playing.attempt))
-        self._flush_soon()
+        self._report_soon()
 
     def _cancel(self, key: tuple[str, int]) -> None:
         playing = self._playing.pop(key, None)
@@ -164,31 +170,37 @@ class EpisodeWorker:
         playing = self._playing.get((parent, attempt))
         return playing.waiting.pop(call, None) if playing is not None else None
 
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+    def _report_soon(self) -> None:
+        if self._reporting is None:
+            self._reporting = asyncio.create_task(self._report_all(), context=self._context)
 
-    def _flush(self) -> None:
-        self._flushing = False
-        report, self._report = self._report, Report()
-        try:
-            self._send(report)
-        except TypeError:
-            self._send_singly(report)
+    async def _report_all(self) -> None:
+        """Send report after report, until there is nothing to tell."""
+        while self._report:
+            report, self._report = self._report, Report()
+            try:
+                await self._exchange(report)
+            except TypeError:
+                await self._send_singly(report)
+        self._reporting = None
 
-    def _send_singly(self, report: Report) -> None:
+    async def _exchange(self, report: Report) -> None:
+        """Send ``report``, and do as the arena answers."""
+        orders = await self._send(self._line.sending(report))
+        if orders is not None:
+            self.accept(orders)
+
+    async def _send_singly(self, report: Report) -> None:
         """Send what can be sent; an episode whose state can't be is an episode that failed."""
         for finished in report.finished:
             try:
-                self._send(Report(finished=[finished]))
+                await self._exchange(Report(finished=[finished]))
             except TypeError as error:
-                self._send(
-                    Report(finished=[Finished(_unsendable(finished.rollout, error), finished.attempt)])
-                )
+                failed = Finished(_unsendable(finished.rollout, error), finished.attempt)
+                await self._exchange(Report(finished=[failed]))
         for spawn in report.spawned:
             try:
-                self._send(Report(spawned=[spawn]))
+                await self._exchange(Report(spawned=[spawn]))
             except TypeError as error:
                 waiting = self._stop_waiting(spawn.parent, spawn.attempt, spawn.call)
                 if waiting is not None and not waiting.done():

@@ -15,7 +15,8 @@ from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.arena import Arena
 from selfplay_ray.config import RunConfig
 from selfplay_ray.scheduling.coordinator_state import decode_state
-from selfplay_ray.scheduling.messages import Finished, Orders, Report
+from selfplay_ray.scheduling.exchange import WorkerSide
+from selfplay_ray.scheduling.messages import Finished, Orders, Report, Spawn
 from selfplay_ray.types import EpisodeRequest, Rollout, RolloutGroup
 
 Batch = Callable[[int], Sequence[EpisodeRequest]]
@@ -68,6 +69,7 @@ class Silent:
     """The handle of a worker that takes orders, and whose reports the test makes up."""
 
     def __init__(self) -> None:
+        self.line = WorkerSide()
         self.orders: list[Orders] = []
 
     connect = connected = Fresh()
@@ -77,7 +79,13 @@ class Silent:
         return self
 
     async def remote(self, orders: Orders) -> None:
-        self.orders.append(orders)
+        self.orders += self.line.arrived(orders)
+
+    async def tell(self, actor: ArenaActor, report: Report) -> None:
+        """``report``, and take what the arena answers."""
+        answer = await actor.report("silent", self.line.sending(report))
+        if answer is not None:
+            await self.remote(answer)
 
 
 async def started(arena: Arena, folder: Path, queue: Fresh | None = None, **workers: Silent) -> ArenaActor:
@@ -139,7 +147,24 @@ async def play_all(actor: ArenaActor, worker: Silent) -> None:
     orders, worker.orders = worker.orders, []
     for assignment in (assignment for order in orders for assignment in order.assignments):
         rollout = Rollout(assignment.request.id, assignment.request.episode_type)
-        await actor.report("silent", Report(finished=[Finished(rollout, assignment.attempt)]))
+        await worker.tell(actor, Report(finished=[Finished(rollout, assignment.attempt)]))
+
+
+async def test_a_report_is_answered_with_orders_and_when_it_comes_again_with_the_same(tmp_path: Path):
+    worker = Silent()
+    actor = await started(Playing(lambda number: [EpisodeRequest("speak", 0)] * 2), tmp_path, silent=worker)
+    while not worker.orders:
+        await asyncio.sleep(0)
+    parent = worker.orders.pop().assignments[0]
+    child = EpisodeRequest("speak", 0, id=f"{parent.request.id}/0/0")
+    report = worker.line.sending(Report(spawned=[Spawn(parent.request.id, parent.attempt, 0, [child])]))
+    answer = await actor.report("silent", report)
+    assert answer is not None
+    assert [assignment.request.id for assignment in answer.assignments] == [child.id]
+    in_flight = (await actor.status()).in_flight
+    assert await actor.report("silent", report) is answer
+    assert (await actor.status()).in_flight == in_flight
+    assert worker.orders == []
 
 
 async def test_groups_are_journaled_in_order_and_no_state_comes_before_its_groups(tmp_path: Path):

@@ -281,7 +281,8 @@ def test_a_batch_that_cannot_be_sent_ends_the_run(short_run: Config):
 def test_what_the_arena_cannot_unpickle_ends_the_run(short_run: Config):
     config = short_run(num_steps=1, batch_size=1)
     with pytest.raises(
-        ClusterError, match=r"a report of worker-0 could not be read by the arena: .*no longer there"
+        ClusterError,
+        match=r"of worker-0 could not be read by the arena, or not be answered: .*no longer there",
     ):
         train(games.SpeakArena(Faulty(), ["unreadable"]), config, spec=games.modelless(config))
 

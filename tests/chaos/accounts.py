@@ -17,7 +17,7 @@ from selfplay_ray.types import RolloutGroup
 class UnforgettingQueue(ReplayQueue):
     """Keeps also what was in groups that a checkpoint knows of, to be looked at in the end."""
 
-    def forget(self, version: int) -> None:
+    async def forget(self, version: int) -> None:
         pass
 
 

@@ -154,20 +154,20 @@ class DyingArena(ArenaActor):
 
 
 class DyingQueue(ReplayQueue):
-    def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int:
-        put = super().put(groups, state)
+    async def put(self, groups: Sequence[RolloutGroup], state: bytes | None = None) -> int:
+        put = await super().put(groups, state)
         die_at("after a group is put", int(groups[-1].id.split("/")[0].removeprefix("batch-")) + 1)
         return put
 
-    def ack(self, lease_id: str, version: int) -> None:
+    async def ack(self, lease_id: str, version: int) -> None:
         die_at("before the acknowledgement", version)
-        super().ack(lease_id, version)
+        await super().ack(lease_id, version)
         die_at("after the acknowledgement", version)
 
-    def forget(self, version: int) -> None:
+    async def forget(self, version: int) -> None:
         # The oldest of the two that are kept: the newest is the one just written.
         die_at("after a checkpoint", version + CHECKPOINT_EVERY)
-        super().forget(version)
+        await super().forget(version)
 
 
 class DyingBroadcaster(WeightBroadcaster):

@@ -8,12 +8,21 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from selfplay_ray.errors import ClusterError
 from selfplay_ray.scheduling.messages import Answer, Assignment, Delivery, Finished, Orders, Report, Spawn
 from selfplay_ray.scheduling.scheduler import ENOUGH_KNOWN, LEAST_PATIENCE, TOLERATED_LOSSES, Scheduler
 from selfplay_ray.types import EpisodeRequest, GenerateResult, Rollout
+
+
+@pytest.fixture
+def children_go_abroad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the worker with the least to do, though that be another than their parent's."""
+    monkeypatch.setattr(f"{Scheduler.__module__}.MORE_AT_HOME", -1)
+
+
+abroad = pytest.mark.usefixtures("children_go_abroad")
 
 
 def requests(*ids: str) -> list[EpisodeRequest]:
@@ -101,6 +110,7 @@ def test_a_waiting_parent_holds_nothing():
     assert [state for _, state in scheduler.unfinished()] == ["on w0, waiting for children", "queued"]
 
 
+@abroad
 def test_children_come_back_together_and_in_order():
     scheduler = scheduler_of("w0", "w1")
     scheduler.submit(requests("a"))
@@ -121,6 +131,19 @@ def test_children_come_back_together_and_in_order():
     assert ids(tree) == ["a", "a/0/0", "a/0/1"]
     assert scheduler.take_finished() == []
     assert scheduler.in_flight == 0
+
+
+def test_children_stay_with_their_parent_until_others_have_much_less_to_do():
+    scheduler = scheduler_of("w0", "w1")
+    scheduler.submit(requests("a"))
+    attempt = assigned(scheduler.take_orders(0))["w0"]["a"]
+    children = [f"a/0/{index}" for index in range(8)]
+    scheduler.handle("w0", spawned("a", attempt, *children))
+    on = assigned(scheduler.take_orders(0))
+    assert {worker: list(names) for worker, names in on.items()} == {
+        "w0": [*children[:4], children[5], children[7]],  # MORE_AT_HOME is 3
+        "w1": [children[4], children[6]],
+    }
 
 
 def test_an_empty_call_is_answered_at_once():
@@ -162,6 +185,7 @@ def test_what_a_lost_worker_ran_goes_elsewhere_and_its_late_report_counts_for_no
     assert len(scheduler.take_finished()) == 1
 
 
+@abroad
 def test_what_a_lost_worker_played_goes_on_with_the_children_it_had():
     """One has finished, one is being played elsewhere, one was lost with it; none is run twice to its end."""
     scheduler = scheduler_of("w0", "w1")
@@ -205,6 +229,7 @@ def lose_workers_over(scheduler: Scheduler, name: str) -> list[Rollout]:
     return lost
 
 
+@abroad
 def test_a_child_that_one_worker_after_another_is_lost_with_has_failed_and_its_parent_goes_on():
     scheduler = scheduler_of("w0")
     scheduler.submit(requests("a", "b"))
@@ -354,6 +379,7 @@ def test_both_attempts_at_a_straggler_get_the_children_that_are_run_once():
     assert [ids(tree) for tree in scheduler.take_finished()] == [["a", "a/0/0"]]
 
 
+@abroad
 def test_a_child_on_a_lost_worker_runs_again_without_its_parent():
     scheduler = scheduler_of("w0", "w1")
     scheduler.submit(requests("a"))
@@ -382,6 +408,7 @@ def test_a_report_that_comes_twice_spawns_once():
     assert scheduler.running("w0") == 1
 
 
+@abroad
 def test_a_whole_subtree_is_called_off_and_only_what_ran_is_taken_off_the_load():
     scheduler = scheduler_of("w0", "w1")
     scheduler.submit(requests("a"))
@@ -408,6 +435,7 @@ def test_a_worker_that_comes_back_comes_back_empty():
     assert scheduler.running("w0") == 1
 
 
+@abroad
 def test_a_parent_that_ends_while_children_run_calls_them_off():
     scheduler = scheduler_of("w0", "w1")
     scheduler.submit(requests("a"))
@@ -480,6 +508,10 @@ class Storm(RuleBasedStateMachine):
         self.trees: dict[str, GenerateResult] = {}
 
     # What can happen
+
+    @initialize(more=st.sampled_from([-1, 0, 3]))
+    def children_stay_at_home_or_not(self, more):
+        self.patch.setattr("selfplay_ray.scheduling.scheduler.MORE_AT_HOME", more)
 
     @rule(count=st.integers(1, 3))
     def submit(self, count):
@@ -576,7 +608,7 @@ class Storm(RuleBasedStateMachine):
         assert all(self.scheduler.running(worker) == 0 for worker in self.workers)
         assert not any(self.workers.values())
         assert self.scheduler.take_orders(0) == {}
-        assert not any(self.scheduler._orders.values())
+        assert not any(self.scheduler._orders(worker) for worker in self.scheduler.workers)
         assert self.scheduler._queue == []
 
     # How

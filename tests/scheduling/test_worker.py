@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,6 +85,13 @@ def arena_of(client: MockInferenceClient | None = None, **scripts: Callable[[Are
     return arena
 
 
+class Reports(list[Report]):
+    """Keeps what a worker reports; there is never anything to answer."""
+
+    async def __call__(self, report: Report) -> None:
+        self.append(report)
+
+
 class Pump:
     """A scheduler and its workers, and the messages between them."""
 
@@ -93,7 +101,7 @@ class Pump:
         self.scheduler = Scheduler()
         self.client = client or MockInferenceClient(reply)
         self.scripts = scripts
-        self.reports: list[tuple[str, Report]] = []
+        self.reports: list[tuple[str, Report, asyncio.Future[Orders | None]]] = []
         self.workers: dict[str, EpisodeWorker] = {}
         self.orders: list[Orders] = []
         self.finished: list[GenerateResult] = []
@@ -106,23 +114,35 @@ class Pump:
             arena_of(**self.scripts),
             self.client,
             self.client,
-            lambda report: self.reports.append((name, report)),
+            partial(self.send, name),
         )
+
+    def send(self, name: str, report: Report) -> asyncio.Future[Orders | None]:
+        answer: asyncio.Future[Orders | None] = asyncio.get_running_loop().create_future()
+        self.reports.append((name, report, answer))
+        return answer
 
     def kill(self, name: str) -> None:
         self.workers.pop(name).close()
         self.scheduler.remove_worker(name)
 
     async def turn(self) -> None:
-        for name, orders in self.scheduler.take_orders(policy_version=3).items():
-            self.orders.append(orders)
-            self.workers[name].accept(orders)
         await asyncio.sleep(0)
         reports, self.reports = self.reports, []
-        assert all(report for _, report in reports), "a worker with nothing to say says nothing"
-        for name, report in reports:
+        assert all(report for _, report, _ in reports), "a worker with nothing to say says nothing"
+        answers = {name: answer for name, _, answer in reports}
+        assert len(answers) == len(reports), "a report waits for the answer to the one before"
+        for name, report, _ in reports:
             self.scheduler.handle(name, report)
         self.finished += self.scheduler.take_finished()
+        for name, orders in self.scheduler.take_orders(policy_version=3).items():
+            self.orders.append(orders)
+            if name in answers:
+                answers.pop(name).set_result(orders)
+            else:
+                self.workers[name].accept(orders)
+        for answer in answers.values():
+            answer.set_result(None)
 
     async def run(self, *requests: EpisodeRequest) -> list[GenerateResult]:
         """Submit ``requests`` and pump until all is over and quiet."""
@@ -382,7 +402,7 @@ async def test_a_parent_that_asks_for_other_children_when_it_is_played_again_fai
 
 async def test_a_call_by_a_task_of_no_episode_is_passed_on():
     client = MockInferenceClient(reply)
-    worker = EpisodeWorker(arena_of(), client, client, lambda report: None)
+    worker = EpisodeWorker(arena_of(), client, client, Reports())
     message = Message(role="user", content="hello")
     call = ModelCall((message,), "A", temperature=1.0, max_tokens=None, seed=0)
     assert (await worker.complete(call)).text == "re: hello"
@@ -425,17 +445,17 @@ async def test_an_old_attempt_does_not_speak_for_the_new_one():
             await release.wait()
         await arena.generate_rollouts([EpisodeRequest("node", [])])
 
-    reports: list[Report] = []
+    reports = Reports()
     client = MockInferenceClient(reply)
-    worker = EpisodeWorker(arena_of(parent=parent), client, client, reports.append)
-    worker.accept(Orders(0, [Assignment(request("parent"), 1)]))
+    worker = EpisodeWorker(arena_of(parent=parent), client, client, reports)
+    worker.accept(Orders(0, [Assignment(request("parent"), 1)], afresh=True))
     await asyncio.sleep(0)
-    worker.accept(Orders(0, [Assignment(request("parent"), 2)]))
+    worker.accept(Orders(0, [Assignment(request("parent"), 2)], number=1))
     release.set()
     for _ in range(5):
         await asyncio.sleep(0)
     assert sorted(spawn.attempt for report in reports for spawn in report.spawned) == [1, 2]
-    worker.accept(Orders(0, deliveries=[Delivery("b000000.0", 2, 0, [])]))
+    worker.accept(Orders(0, deliveries=[Delivery("b000000.0", 2, 0, [])], number=2))
     for _ in range(5):
         await asyncio.sleep(0)
     assert [finished.attempt for report in reports for finished in report.finished] == [2]
@@ -445,15 +465,15 @@ async def test_an_old_attempt_does_not_speak_for_the_new_one():
 
 async def test_orders_about_what_is_not_there_are_ignored():
     client = MockInferenceClient(reply)
-    worker = EpisodeWorker(arena_of(), client, client, lambda report: None)
-    worker.accept(Orders(5, deliveries=[Delivery("gone", 1, 0, [])], cancelled=[("gone", 1)]))
+    worker = EpisodeWorker(arena_of(), client, client, Reports())
+    worker.accept(Orders(5, deliveries=[Delivery("gone", 1, 0, [])], cancelled=[("gone", 1)], afresh=True))
     assert worker.get_policy_version() == 5
 
 
 async def test_a_worker_starts_no_trees_of_its_own():
     client = MockInferenceClient(reply)
     arena = arena_of()
-    EpisodeWorker(arena, client, client, lambda report: None)
+    EpisodeWorker(arena, client, client, Reports())
     with pytest.raises(ClusterError, match="starts none of its own"):
         await arena.run_episode("node", [])
 
@@ -463,9 +483,9 @@ async def test_judges_calls_go_to_the_judge():
         return (await arena.call_model("who won?")).text
 
     policy, judge = MockInferenceClient(reply), MockInferenceClient(lambda messages: "A")
-    reports: list[Report] = []
-    worker = EpisodeWorker(arena_of(judged=judged), policy, judge, reports.append)
-    worker.accept(Orders(0, [Assignment(request("judged"), 1)]))
+    reports = Reports()
+    worker = EpisodeWorker(arena_of(judged=judged), policy, judge, reports)
+    worker.accept(Orders(0, [Assignment(request("judged"), 1)], afresh=True))
     for _ in range(10):
         await asyncio.sleep(0)
     assert reports[0].finished[0].rollout.extras == {"result": "A"}
@@ -484,20 +504,20 @@ async def test_what_cannot_be_sent_is_a_failure_of_its_episode_alone():
             await arena.run_episode("node", Unsendable())
         return "went on"
 
-    reports: list[Report] = []
+    reports = Reports()
 
-    def send(report: Report) -> None:
+    async def send(report: Report) -> None:
         things = [f.rollout.extras.get("result") for f in report.finished]
         things += [child.artifact for spawn in report.spawned for child in spawn.requests]
         if any(isinstance(thing, Unsendable) for thing in things):
             raise TypeError("cannot serialize Unsendable")
-        reports.append(report)
+        await reports(report)
 
     client = MockInferenceClient(reply)
     worker = EpisodeWorker(arena_of(odd=odd, parent=parent), client, client, send)
     sent = [request("odd", name="r0"), request("node", [], name="r1"), request("parent", name="r2")]
-    worker.accept(Orders(0, [Assignment(one, 1) for one in sent]))
-    for _ in range(10):
+    worker.accept(Orders(0, [Assignment(one, 1) for one in sent], afresh=True))
+    for _ in range(20):
         await asyncio.sleep(0)
     rollouts = {end.rollout.id: end.rollout for report in reports for end in report.finished}
     assert "keep its extras, meta and info plain: cannot serialize Unsendable" in (rollouts["r0"].error or "")
@@ -514,10 +534,10 @@ async def test_an_episode_on_a_worker_is_told_that_stores_are_elsewhere():
     arena = Arena()
     arena.add_store("topics")
     arena.add_episode("adding", AddingEpisode())
-    reports: list[Report] = []
+    reports = Reports()
     client = MockInferenceClient(lambda messages: "")
-    EpisodeWorker(arena, client, client, reports.append).accept(
-        Orders(0, [Assignment(EpisodeRequest("adding", id="a"), 1)])
+    EpisodeWorker(arena, client, client, reports).accept(
+        Orders(0, [Assignment(EpisodeRequest("adding", id="a"), 1)], afresh=True)
     )
     while not reports:
         await asyncio.sleep(0)
