@@ -22,7 +22,7 @@ from selfplay_ray.scheduling.coordinator import Coordinator, CreditedGroup
 from selfplay_ray.scheduling.messages import Orders, Report
 
 UNFINISHED_SHOWN = 5
-DRAIN_SECONDS = 0.02
+DRAIN_POLL_SECONDS = 0.02
 
 
 class ArenaActor:
@@ -69,7 +69,7 @@ class ArenaActor:
             self._wards[name] = Ward(
                 name, handle, self._patience, partial(handle.connect.remote, self._peers)
             )
-            self._coordinator.scheduler.add_worker(name)
+            self._coordinator.add_worker(name)
             self._in_background(self._watch(self._wards[name]))
         self._in_background(self._look_for_stragglers())
         self._in_background(self._put_what_is_credited())
@@ -138,7 +138,7 @@ class ArenaActor:
         """Have nothing more played, and return when all that was credited is in the queue."""
         self._draining = True
         while self._unput and self._failure is None:
-            await asyncio.sleep(DRAIN_SECONDS)
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
         self._log.close()
 
     # How
@@ -231,7 +231,7 @@ class ArenaActor:
 
     def _welcome(self, worker: str) -> None:
         if worker not in self._coordinator.scheduler.workers:
-            self._pump(lambda: self._coordinator.scheduler.add_worker(worker))
+            self._pump(lambda: self._coordinator.add_worker(worker))
 
     def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 
+RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENT_FILES = ("ray/dashboard/agent.py", "ray/_private/runtime_env/agent/main.py")
 
 
@@ -30,6 +31,17 @@ def named(title: str) -> set[int]:
     """Of this process's family, those that Ray has named after the actor's class ``title``."""
     ours = family(os.getpid())
     return {int(pid) for pid, _, _, args in _ps() if int(pid) in ours and args.startswith(f"ray::{title}")}
+
+
+def actors() -> dict[int, str]:
+    """The classes of the actors of this process' Ray, by process."""
+    ours = family(os.getpid())
+    found = {pid: title for pid, title in titles().items() if pid in ours and title.startswith("ray::")}
+    return {
+        pid: title.removeprefix("ray::").partition(".")[0]
+        for pid, title in found.items()
+        if not title.startswith(RAYS_OWN)
+    }
 
 
 def titles() -> dict[int, str]:

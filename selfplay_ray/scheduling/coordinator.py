@@ -104,6 +104,14 @@ class Coordinator:
             spawn.requests[:] = [self.arena.resolve_artifact(request) for request in spawn.requests]
         self._take_in(self.scheduler.handle(worker, report))
 
+    def add_worker(self, worker: str) -> None:
+        """``worker`` is ready for orders.
+
+        Raises:
+            ErrorBudgetExceeded: as ``lose_worker``, of one that was there before.
+        """
+        self._take_in(self.scheduler.add_worker(worker))
+
     def lose_worker(self, worker: str) -> None:
         """``worker`` is lost: what it played starts again elsewhere, as long as it isn't what kills one after another.
 

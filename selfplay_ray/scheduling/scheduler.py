@@ -114,11 +114,12 @@ class Scheduler:
 
     # Events
 
-    def add_worker(self, worker: str) -> None:
-        """``worker`` is ready for orders. A worker that comes back comes back empty."""
-        if worker in self._workers:
-            self.remove_worker(worker)
+    def add_worker(self, worker: str) -> list[Rollout]:
+        """``worker`` is ready for orders. One that was there before comes back empty, and returns what is given up with
+        what it had."""
+        given_up = self.remove_worker(worker)
         self._workers[worker] = _Worker()
+        return given_up
 
     def remove_worker(self, worker: str) -> list[Rollout]:
         """``worker`` is lost: what it played starts again elsewhere.

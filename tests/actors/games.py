@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import ray
+from processes import actors
 
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.actors.rollout_worker import RolloutWorker
@@ -143,20 +143,8 @@ def modelless(config: RunConfig, **places: ActorSpec) -> ClusterSpec:
 
 
 def actors_left(seconds: float = 10.0) -> list[str]:
-    """The actors' processes of this process' Ray that don't go away within ``seconds``."""
+    """The classes of the actors of this process' Ray that don't go away within ``seconds``."""
     deadline = time.monotonic() + seconds
-    while (left := _actors()) and time.monotonic() < deadline:
+    while (left := list(actors().values())) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
-
-
-def _actors() -> list[str]:
-    table = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()]
-    ours = {str(os.getpid())}
-    while new := {pid for pid, parent, _ in rows if parent in ours} - ours:
-        ours |= new
-    titles = [args for pid, _, args in rows if pid in ours and args.startswith("ray::")]
-    return [title for title in titles if "IDLE" not in title and "Agent" not in title]  # Ray's own

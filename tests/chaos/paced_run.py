@@ -80,16 +80,10 @@ def allow(file: Path, batches: int) -> None:
 
 
 def configuration(folder: Path, model: Path, num_steps: int) -> RunConfig:
-    return RunConfig(
-        name=folder.name,
-        output_dir=folder.parent,
-        model_path=str(model),
+    return spoken.config(
+        folder,
+        model,
         num_steps=num_steps,
-        batch_size=spoken.GROUP * 2,
-        lora_rank=2,
-        max_tokens=6,
-        min_trainable=0,
-        max_staleness=1,
         engines=ENGINES,
         rollout_workers=WORKERS,
         judges=JUDGES,

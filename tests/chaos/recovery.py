@@ -26,7 +26,6 @@ from tiny_model import write_tiny_model
 
 from selfplay_ray.actors.cluster import Cluster, ray_cluster
 from selfplay_ray.actors.faults import get
-from selfplay_ray.config import RunConfig
 from selfplay_ray.errors import ActorLostError, UnavailableError
 from selfplay_ray.runlog.folder import RunLog
 
@@ -91,19 +90,16 @@ def take_steps(cluster: Cluster, over: threading.Event) -> None:
 def main() -> None:
     cloudpickle.register_pickle_by_value(spoken)
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
-        config = RunConfig(
-            model_path=str(write_tiny_model(Path(folder) / "tiny")),
+        config = spoken.config(
+            Path(folder) / "recovery",
+            write_tiny_model(Path(folder) / "tiny"),
             num_steps=100_000,
             batch_size=4 * spoken.GROUP,
-            lora_rank=2,
-            max_tokens=6,
-            min_trainable=0,
             engines=2,
-            rollout_workers=2,
             judges=2,
             checkpoint_every=10,
         )
-        log = RunLog.create(Path(folder), "recovery", "recovery")
+        log = RunLog.create(config.output_dir, "recovery", "recovery")
         with Cluster(spoken.JudgedArena(), config, log.folder) as cluster:
             pace = Pace(cluster)
             steps = threading.Thread(target=take_steps, args=(cluster, pace.over), daemon=True)

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from selfplay_ray.arena import Arena
+from selfplay_ray.config import RunConfig
 from selfplay_ray.episode import Episode, EpisodeState
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.types import EpisodeRequest, Role, Rollout
 
 GROUP, CHILDREN = 4, 2
+
+
+def config(folder: Path, model: Path, **settings: Any) -> RunConfig:
+    """Of a small run in ``folder``, with two workers and a judge unless ``settings`` say otherwise."""
+    usual = {
+        "name": folder.name,
+        "output_dir": folder.parent,
+        "model_path": str(model),
+        "batch_size": 2 * GROUP,
+        "lora_rank": 2,
+        "max_tokens": 6,
+        "min_trainable": 0,
+        "max_staleness": 1,
+        "rollout_workers": 2,
+        "judges": 1,
+    }
+    return RunConfig(**usual | settings)
 
 
 async def judged(rollout: Rollout, arena: Arena) -> dict[str, float]:

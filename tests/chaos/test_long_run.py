@@ -21,7 +21,7 @@ import pytest
 import ray
 import spoken
 from length import LONG
-from processes import family, titles
+from processes import actors
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
 from selfplay_ray.actors.run import train
@@ -37,7 +37,6 @@ EPISODES = NUM_STEPS * BATCH * TREE
 GROWTH = 1.05
 """As many times what it had at half time may a process have in the end."""
 QUIET_SECONDS, CLEANING_SECONDS = 3.0, 60.0
-RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +127,6 @@ def median(samples: Sequence[Sample]) -> Sample:
     )
 
 
-def actors() -> dict[int, str]:
-    """The actors' processes of this process' Ray, by id."""
-    ours = family(os.getpid())
-    found = {pid: title for pid, title in titles().items() if pid in ours and title.startswith("ray::")}
-    return {
-        pid: title.removeprefix("ray::").partition(".")[0]
-        for pid, title in found.items()
-        if not title.startswith(RAYS_OWN)
-    }
-
-
 def resident(pid: int) -> int:
     """Bytes. ``ProcessLookupError`` for a process that has ended, also when nobody has waited for it yet."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -200,19 +188,13 @@ def told(name: str, half: Sample, end: Sample) -> str:
 
 @pytest.mark.timeout(3600)
 def test_however_long_a_run_nothing_grows_and_nothing_is_left(tmp_path: Path, tiny: Path, raylet: Raylet):
-    config = RunConfig(
-        name="soak",
-        output_dir=tmp_path,
-        model_path=str(tiny),
+    config = spoken.config(
+        tmp_path / "soak",
+        tiny,
         num_steps=NUM_STEPS,
         batch_size=BATCH,
-        lora_rank=2,
         max_tokens=2,
-        min_trainable=0,
-        max_staleness=1,
         engines=2 if LONG else 1,
-        rollout_workers=2,
-        judges=1,
         concurrency=BATCH,
         checkpoint_every=20,
         step_timeout=600,

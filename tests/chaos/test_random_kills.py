@@ -21,7 +21,6 @@ from processes import end, named
 
 from selfplay_ray.actors.run import train
 from selfplay_ray.actors.spec import ClusterSpec
-from selfplay_ray.config import RunConfig
 from selfplay_ray.runlog.folder import RunLog
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -64,19 +63,11 @@ class Killer:
 
 @pytest.mark.timeout(3000)
 def test_whoever_is_killed_the_run_ends_and_nothing_is_lost_or_trained_twice(tmp_path: Path, tiny: Path):
-    config = RunConfig(
-        name="killed",
-        output_dir=tmp_path,
-        model_path=str(tiny),
+    config = spoken.config(
+        tmp_path / "killed",
+        tiny,
         num_steps=NUM_STEPS,
-        batch_size=spoken.GROUP * 2,
-        lora_rank=2,
-        max_tokens=6,
-        min_trainable=0,
-        max_staleness=1,
         engines=2 if LONG else 1,
-        rollout_workers=2,
-        judges=1,
         checkpoint_every=5,
         step_timeout=600,
     )
