@@ -124,7 +124,7 @@ def _keep(run: Path, sheets: Sequence[Sheet]) -> None:
 def _check_that_something_was_played(sheets: Sequence[Sheet]) -> None:
     for sheet in sheets:
         for name, evaluation in sheet.evaluations.items():
-            if not evaluation.rewards:
+            if not evaluation.rewards and not evaluation.unscored:
                 errors = [rollout.error for rollout in evaluation.rollouts if rollout.error is not None]
                 last = errors[-1].strip().splitlines()[-1] if errors else "no role spoke"
                 raise EpisodeError(f"no rollout of {name} has a reward; the last: {one_line(last)}")

@@ -68,6 +68,7 @@ def _sheet_json(sheet: Sheet) -> dict[str, Any]:
                 "version": evaluation.version,
                 "rollouts": len(evaluation.rollouts),
                 "failed": evaluation.failed,
+                "unscored": evaluation.unscored,
                 "rewards": _estimates_json(evaluation.rewards),
                 "metrics": _estimates_json(evaluation.metrics),
             }
@@ -139,6 +140,10 @@ def notes(sheets: list[Sheet]) -> Iterator[str]:
                 last = one_line(failures[-1].strip().splitlines()[-1])
                 counts = f"{len(failures)} of {len(evaluation.rollouts)} rollouts failed and don't count"
                 yield f"{one_line(name)}, {sheet.kind}: {counts}; the last: {last}"
+            if evaluation.unscored:
+                times = "once" if evaluation.unscored == 1 else f"{evaluation.unscored} times"
+                fault = "nobody could tell what a role was worth, which doesn't count"
+                yield f"{one_line(name)}, {sheet.kind}: {times} {fault}"
 
 
 def _names(many: Iterable[Estimates]) -> list[str]:

@@ -45,11 +45,11 @@ class ComparisonGroup:
 def comparison_groups(results: Sequence[GenerateResult]) -> Iterator[ComparisonGroup]:
     """The groups among ``results``, then among the children of each, and so on down.
 
-    Left out: rollouts that failed, everything below a request that isn't trainable, roles that never spoke or
-    are frozen.
+    Left out: rollouts that failed, everything below a request that isn't trainable, roles that never spoke, are
+    frozen, or were left unscored in that rollout.
 
     Raises:
-        CreditError: a named group mixes episode types.
+        CreditError: a named group mixes episode types, or a role is unscored and has a reward.
     """
     trainable = [result for result in results if result.is_trainable]
     groups: dict[tuple[str | None, str, str], list[Rollout]] = {}
@@ -66,7 +66,12 @@ def comparison_groups(results: Sequence[GenerateResult]) -> Iterator[ComparisonG
 def _learning_roles(rollout: Rollout) -> list[str]:
     if rollout.error is not None:
         return []
-    return list(dict.fromkeys(step.role_id for step in rollout.steps if step.trainable))
+    for role in rollout.unscored:
+        if role in rollout.rewards:
+            raise CreditError(
+                f"rollout {rollout.id} has a reward for role {role!r}, which it says is unscored; leave one of them out"
+            )
+    return list(dict.fromkeys(step.role_id for step in rollout.learning_steps))
 
 
 def _refuse_mixed_types(groups: Mapping[tuple[str | None, str, str], list[Rollout]]) -> None:
@@ -90,10 +95,10 @@ class CreditAssigner(ABC):
     zero_spread: int = 0
 
     def compute(self, results: Sequence[GenerateResult]) -> Weights:
-        """{(rollout id, step index): advantage}, for the steps of trainable rollouts that didn't fail.
+        """{(rollout id, step index): advantage}, for the scored steps of trainable rollouts that didn't fail.
 
         Raises:
-            CreditError: a reward is missing, or a named group mixes episode types.
+            CreditError: a reward is missing, or contradicted, or a named group mixes episode types.
         """
         weights: Weights = {}
         self.zero_spread = 0
@@ -229,7 +234,8 @@ class RAECredit(CreditAssigner):
 
 
 def apply_credit(results: Sequence[GenerateResult], weights: Mapping[tuple[str, int], float]) -> None:
-    """Write ``weights`` into the steps of the trees as ``advantage``, and each role's reward as ``reward``."""
+    """Write ``weights`` into the steps of the trees as ``advantage``, and each role's reward as ``reward``. Both are 0
+    where there is none: what failed, or is unscored, is never trained on."""
     for result in results:
         for rollout in result.all_rollouts():
             for step in rollout.steps:

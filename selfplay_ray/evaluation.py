@@ -32,7 +32,8 @@ class Evaluation:
     """How a policy fared.
 
     ``rewards`` are keyed by role, ``metrics`` as rubrics name theirs: ``function/role``. Each is the mean over all
-    rollouts of all trees that have one; those that failed have none, they are counted in ``failed``.
+    rollouts of all trees that have one. Those that failed have none, they are counted in ``failed``; nor has a role of
+    which nobody could tell what it was worth, as often as ``unscored`` says.
     ``clusters[i]`` names the independent observation that root ``results[i]`` is part of: itself, or its group.
     ``version`` is that of the policy that played.
     """
@@ -53,10 +54,15 @@ class Evaluation:
     def failed(self) -> int:
         return sum(rollout.error is not None for rollout in self.rollouts)
 
+    @property
+    def unscored(self) -> int:
+        return sum(len(rollout.unscored) for rollout in self.rollouts)
+
     def flat(self) -> dict[str, float]:
         """Its numbers under names with slashes, as a training step's metrics have them: ``eval/reward/Solver`` and
         the ends of its interval, ``eval/reward_low/Solver`` and ``eval/reward_high/Solver``, and so on."""
-        values = {"eval/rollouts": float(len(self.rollouts)), "eval/failed": float(self.failed)}
+        counts = {"rollouts": len(self.rollouts), "failed": self.failed, "unscored": self.unscored}
+        values = {f"eval/{name}": float(count) for name, count in counts.items()}
         for role, estimate in self.rewards.items():
             values[f"eval/reward/{role}"] = estimate.mean
             values[f"eval/reward_low/{role}"] = estimate.low

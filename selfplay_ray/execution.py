@@ -107,7 +107,7 @@ async def execute(arena: Arena, request: EpisodeRequest) -> tuple[Rollout, list[
         if isinstance(error, asyncio.CancelledError) and _is_cancelled():
             raise
         rollout.error = traceback.format_exc()
-        rollout.rewards = {}
+        rollout.rewards, rollout.unscored = {}, []
     finally:
         run.ended = True
         _current_run.reset(token)

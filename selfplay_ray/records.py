@@ -11,7 +11,7 @@ from selfplay_ray.types import GenerateResult, RoleStats, Rollout, RolloutGroup,
 
 
 def credit_group(group_id: str, results: Sequence[GenerateResult], assigner: CreditAssigner) -> RolloutGroup:
-    """Assign credit over the trees ``results`` and gather their trainable steps as records.
+    """Assign credit over the trees ``results`` and gather as records the steps of trainable roles that were scored.
 
     Raises:
         CreditError: as the assigner does.
@@ -19,9 +19,7 @@ def credit_group(group_id: str, results: Sequence[GenerateResult], assigner: Cre
     weights = assigner.compute(results)
     apply_credit(results, weights)
     rollouts = [result.rollout for tree in results for result in trainable_results(tree)]
-    records = tuple(
-        record_of(rollout, step) for rollout in rollouts for step in rollout.steps if step.trainable
-    )
+    records = tuple(record_of(rollout, step) for rollout in rollouts for step in rollout.learning_steps)
     played = [rollout for tree in results for rollout in tree.all_rollouts()]
     failed = Counter(rollout.episode_type for rollout in played if rollout.error is not None)
     metrics = {
@@ -31,6 +29,7 @@ def credit_group(group_id: str, results: Sequence[GenerateResult], assigner: Cre
         **{f"episodes/failed/{kind}": float(count) for kind, count in failed.items()},
         "credit/incomplete_groups": float(failed.total() > 0),
         "credit/zero_spread_groups": float(assigner.zero_spread),
+        "credit/unscored": float(sum(len(rollout.unscored) for rollout in rollouts)),
         "episodes/broken_prefixes": float(sum(not s.response.extended for r in rollouts for s in r.steps)),
     }
     return RolloutGroup(group_id, len(results), records, reward_stats(rollouts), metrics)

@@ -14,7 +14,10 @@ from selfplay_ray.types import Rollout
 if TYPE_CHECKING:
     from selfplay_ray.arena import Arena
 
-RewardFn = Callable[[Rollout, "Arena"], Mapping[str, float] | Awaitable[Mapping[str, float]]]
+Scores = Mapping[str, float | None]
+"""A reward for each role; None for one that nobody can tell the worth of."""
+
+RewardFn = Callable[[Rollout, "Arena"], Scores | Awaitable[Scores]]
 
 
 class Rubric:
@@ -22,7 +25,10 @@ class Rubric:
 
     Each function, sync or async, returns a reward for the roles it has something to say about. What it
     returned is kept as metric ``function/role``; a function of weight 0 is a metric and nothing else.
-    A role that spoke and that nobody scored gets 0.
+    A role that spoke and that no function speaks of gets 0.
+
+    None for a role is an abstention: it is *unscored* in this rollout, whatever the other functions say of it. It has
+    no reward, moves no baseline, and isn't trained on. From a function of weight 0 None is no metric and nothing else.
 
     Raises:
         ValueError: there isn't one finite weight a function.
@@ -37,20 +43,26 @@ class Rubric:
             raise ValueError(f"a rubric was given the weights {self.weights}; they must be finite")
 
     async def score(self, rollout: Rollout, arena: Arena) -> None:
-        """Set ``rollout.rewards`` and add to ``rollout.metrics``.
+        """Set ``rollout.rewards`` and ``rollout.unscored``, and add to ``rollout.metrics``.
 
         Raises:
-            RubricError: a function returned something else than finite numbers for known roles.
+            RubricError: a function returned something else than finite numbers, or None, for known roles.
         """
         rewards = dict.fromkeys(rollout.roles, 0.0)
+        abstained: list[str] = []
         known = {*rollout.roles, *arena.roles}
         for func, weight in zip(self.funcs, self.weights, strict=True):
             name = getattr(func, "__name__", type(func).__name__)
             for role, value in checked_scores(name, await _call(func, rollout, arena), known).items():
+                if value is None:
+                    abstained += [role] if weight else []
+                    continue
                 if weight:
                     rewards[role] = rewards.get(role, 0.0) + weight * value
                 rollout.metrics[f"{name}/{role}"] = value
-        rollout.rewards = checked_scores("total", rewards, known)
+        checked_scores("total", rewards, known)
+        rollout.rewards, rollout.unscored = rewards, []
+        rollout.leave_unscored(*abstained)
 
 
 async def _call(func: RewardFn, rollout: Rollout, arena: Arena) -> object:
@@ -58,15 +70,15 @@ async def _call(func: RewardFn, rollout: Rollout, arena: Arena) -> object:
     return await scores if inspect.isawaitable(scores) else scores
 
 
-def checked_scores(name: str, scores: Any, known: set[str]) -> dict[str, float]:
-    """``scores`` as finite floats for roles in ``known``, or RubricError naming the function ``name``."""
+def checked_scores(name: str, scores: Any, known: set[str]) -> dict[str, float | None]:
+    """``scores`` as finite floats, or None, for roles in ``known``, or RubricError naming the function ``name``."""
     if not isinstance(scores, Mapping):
         raise RubricError(f"reward function {name} returned {scores!r}; it must return {{role: reward}}")
     for role, value in scores.items():
         if role not in known:
             raise RubricError(f"reward function {name} scored unknown role {role!r}; known: {sorted(known)}")
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
             raise RubricError(
                 f"reward function {name} gave role {role!r} {value!r}, which is no finite number"
             )
-    return {role: float(value) for role, value in scores.items()}
+    return {role: None if value is None else float(value) for role, value in scores.items()}

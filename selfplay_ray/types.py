@@ -200,7 +200,8 @@ class Rollout:
 
     ``id`` is that of its request: ``root/call/index``, so a child's begins with its parent's.
     ``error`` holds the traceback of an episode that raised; such a rollout is kept and shown, never trained on.
-    ``truncated`` says that a limit on turns ended it, not its own rules.
+    ``unscored`` are roles of which nobody could tell what they were worth: they have no reward, and nothing they said
+    is trained on. ``truncated`` says that a limit on turns ended it, not its own rules.
     Times are in seconds since the epoch.
     """
 
@@ -211,6 +212,7 @@ class Rollout:
     steps: list[Step] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)
     rewards: dict[str, float] = field(default_factory=dict)
+    unscored: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     started_at: float = 0.0
     ended_at: float = 0.0
@@ -224,11 +226,24 @@ class Rollout:
 
     @property
     def advantages(self) -> dict[str, float]:
-        """Each role's advantage: the mean over its steps."""
+        """The advantage of each role that isn't unscored: the mean over its steps."""
         by_role: dict[str, list[float]] = {}
         for step in self.steps:
-            by_role.setdefault(step.role_id, []).append(step.advantage)
+            if step.role_id not in self.unscored:
+                by_role.setdefault(step.role_id, []).append(step.advantage)
         return {role: sum(values) / len(values) for role, values in by_role.items()}
+
+    @property
+    def learning_steps(self) -> list[Step]:
+        """The steps there is something to learn from: those of trainable roles that were scored."""
+        return [step for step in self.steps if step.trainable and step.role_id not in self.unscored]
+
+    def leave_unscored(self, *roles: str) -> None:
+        """Say that nobody could tell what ``roles`` were worth, whatever reward they had."""
+        for role in roles:
+            self.rewards.pop(role, None)
+            if role not in self.unscored:
+                self.unscored.append(role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,65 @@ def test_rae_state_survives_json():
     assert advantages(restored, 0.5) == advantages(assigner, 0.5)
 
 
+# Unscored roles
+
+
+def abstained(name: str, role: str = "Solver") -> GenerateResult:
+    """A rollout of which nobody could tell what ``role`` was worth."""
+    tree = result(name, {}, steps=[role])
+    tree.rollout.leave_unscored(role)
+    return tree
+
+
+def test_the_mean_of_a_group_is_that_of_the_others():
+    # mean(1, 0) = 0.5; a third with the worst grade, 0, would have made it 1/3
+    weights = GRPOCredit().compute([*solvers(1.0, 0.0), abstained("x")])
+    assert weights == {("r0", 0): 0.5, ("r1", 0): -0.5}
+    weights = RLOOCredit().compute([*solvers(1.0, 0.0), abstained("x")])
+    assert weights == {("r0", 0): 1.0, ("r1", 0): -1.0}
+
+
+def test_who_is_left_alone_has_zero_as_in_a_group_of_one():
+    assigner = GRPOCredit(normalize=True)
+    assert assigner.compute([*solvers(1.0), abstained("x"), abstained("y")]) == {("r0", 0): 0.0}
+    assert assigner.zero_spread == 1
+    assert assigner.compute([abstained("x")]) == {}
+    assert assigner.zero_spread == 0
+
+
+def test_an_abstention_after_five_wins_moves_no_baseline():
+    assigner = RAECredit()
+    for _ in range(5):
+        assigner.compute(solvers(1.0))  # b = 1: a verdict of 0 would have an advantage of -1
+    before = assigner.state_dict()
+    assert assigner.compute([abstained("x")]) == {}
+    assert assigner.state_dict() == before
+    assert advantages(assigner, 1.0) == pytest.approx([0.0])
+
+
+def test_one_role_of_a_rollout_may_be_unscored_and_another_not():
+    tree = result("a", {"Critic": 2.0}, steps=["Solver", "Critic"])
+    tree.rollout.leave_unscored("Solver")
+    weights = ConstantCredit().compute([tree])
+    apply_credit([tree], weights)
+    assert weights == {("a", 1): 2.0}
+    assert tree.rollout.advantages == {"Critic": 2.0}
+
+
+def test_who_has_no_reward_and_is_not_unscored_is_still_an_error():
+    with pytest.raises(CreditError, match="rollout a has no reward for role 'Solver'"):
+        GRPOCredit().compute([result("a", {}, steps=["Solver"])])
+
+
+def test_a_reward_for_an_unscored_role_is_refused():
+    tree = abstained("a")
+    tree.rewards["Solver"] = 1.0
+    with pytest.raises(
+        CreditError, match="rollout a has a reward for role 'Solver', which it says is unscored"
+    ):
+        GRPOCredit().compute([tree])
+
+
 # Groups without information
 
 

@@ -242,6 +242,22 @@ async def test_failed_episodes_are_counted_and_are_no_zeros():
     assert (evaluation.rewards["Player"].mean, evaluation.rewards["Player"].clusters) == (3.0, 2)
 
 
+async def test_what_nobody_could_score_is_counted_and_is_no_zero():
+    def unread(rollout: Rollout, arena: Arena) -> dict[str, float | None]:
+        said = float(rollout.steps[0].completion_text)
+        return {"Player": said if said > 2 else None}
+
+    class Judged(Say):
+        rubric = Rubric([unread])
+
+    arena = game(1, 4, 2, 6)
+    arena.add_episode("say", Judged())
+    evaluation = await evaluate(arena, 4)
+    assert (evaluation.unscored, evaluation.flat()["eval/unscored"]) == (2, 2.0)
+    assert (evaluation.rewards["Player"].mean, evaluation.rewards["Player"].clusters) == (5.0, 2)
+    assert evaluation.metrics["unread/Player"].mean == 5.0
+
+
 async def test_where_everything_fails_there_is_no_number():
     evaluation = await evaluate(game("fails"), 3)
     assert (evaluation.failed, dict(evaluation.rewards)) == (3, {})
@@ -314,6 +330,7 @@ async def test_flat_has_every_number_under_a_name_with_slashes():
         {
             "eval/rollouts": 2.0,
             "eval/failed": 1.0,
+            "eval/unscored": 0.0,
             "eval/reward/Player": 2.0,
             "eval/reward_low/Player": math.nan,
             "eval/reward_high/Player": math.nan,

@@ -78,6 +78,7 @@ def test_a_group_says_how_its_roles_fared_and_what_went_wrong():
         "episodes/finished": 5.0,
         "episodes/failed": 1.0,
         "credit/zero_spread_groups": 1.0,  # B stands alone
+        "credit/unscored": 0.0,
         "episodes/broken_prefixes": 1.0,
         "episodes/failed/solve": 1.0,
         "credit/incomplete_groups": 1.0,
@@ -103,6 +104,31 @@ def test_a_frozen_role_leaves_no_record():
     assert [record.role_id for record in credit_group("g", [tree], ConstantCredit()).records] == ["A"]
 
 
+def test_what_is_unscored_leaves_no_record_for_any_objective_and_is_counted():
+    """Of three, b's A is unscored: the others' mean is (1 + 0) / 2, and b's own child is trained on all the same."""
+    results = [
+        result("a", {"A": 1.0, "B": -1.0}, metrics={"verdict/A": 1.0}),
+        result(
+            "b", {"B": 3.0}, result("b/0/0", {"C": 2.0}), steps=[step("A", 0), step("B", 1), step("A", 2)]
+        ),
+        result("c", {"A": 0.0, "B": 1.0}, metrics={"verdict/A": 0.0}),
+    ]
+    results[1].rollout.leave_unscored("A")
+    group = credit_group("g", results, GRPOCredit())
+    assert [(record.id, record.advantage) for record in group.records] == [
+        ("a:0", 0.5),
+        ("a:1", -2.0),  # B: mean(-1, 3, 1) = 1
+        ("b:1", 2.0),
+        ("b/0/0:0", 0.0),
+        ("c:0", -0.5),
+        ("c:1", 0.0),
+    ]
+    assert (group.rewards["A"], group.rewards["B"].count) == (RoleStats(2, 0.5, 0.5), 3)
+    assert group.metrics["credit/unscored"] == 1.0
+    assert group.metrics["rubric/verdict/A"] == 0.5
+    assert set(results[1].rollout.advantages) == {"B"}
+
+
 def test_a_group_in_which_everything_failed_is_still_a_group():
     group = credit_group("g", [result("a", {}, error="x"), result("b", {}, error="x")], GRPOCredit())
     assert (group.roots, group.records) == (2, ())
@@ -123,7 +149,7 @@ def trees(draw: st.DrawFn, name: str = "t", depth: int = 0) -> GenerateResult:
     ]
     failed = draw(st.booleans())
     steps = [step("A", i, trainable=draw(st.booleans())) for i in range(draw(st.integers(0, 2)))]
-    return result(
+    tree = result(
         name,
         {} if failed else {"A": draw(st.floats(-1, 1))},
         *children,
@@ -131,15 +157,17 @@ def trees(draw: st.DrawFn, name: str = "t", depth: int = 0) -> GenerateResult:
         error="x" if failed else None,
         steps=steps,
     )
+    if draw(st.booleans()):
+        tree.rollout.leave_unscored("A")
+    return tree
 
 
 def allowed(tree: GenerateResult) -> set[str]:
-    """By recursion, as the rules say it: trainable from the root down, and not itself failed."""
+    """By recursion, as the rules say it: trainable from the root down, not itself failed, and scored."""
     if not tree.is_trainable:
         return set()
-    own = {
-        f"{tree.rollout.id}:{s.index}" for s in tree.rollout.steps if s.trainable and not tree.rollout.error
-    }
+    lost = tree.rollout.error or tree.rollout.unscored
+    own = {f"{tree.rollout.id}:{s.index}" for s in tree.rollout.steps if s.trainable and not lost}
     return own.union(*(allowed(child) for child in tree.children))
 
 

@@ -80,6 +80,13 @@ def test_a_group_comes_out_exactly_as_it_went_in(tmp_path: Path) -> None:
         assert leased(buffer, 3).groups == (original,)
 
 
+def test_a_group_that_nobody_could_score_comes_out_as_well_with_its_count(tmp_path: Path) -> None:
+    unread = RolloutGroup("unread", 2, (), {}, {"credit/unscored": 4.0})
+    with ReplayBuffer(tmp_path / "journal.sqlite") as buffer:
+        buffer.put([unread])
+        assert leased(buffer, 2).groups == (unread,)
+
+
 def test_oldest_first_until_the_roots_suffice(buffer: ReplayBuffer) -> None:
     for name, roots in [("a", 2), ("b", 3), ("c", 4)]:
         buffer.put([group(name, roots)])

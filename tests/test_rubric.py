@@ -65,6 +65,31 @@ async def test_weight_zero_is_a_metric_and_nothing_else():
     assert rollout.metrics["two_for_both/B"] == -2.0
 
 
+async def test_none_leaves_a_role_unscored_whatever_others_say_of_it():
+    def abstains(rollout, arena):
+        return {"A": None, "B": 0.5}
+
+    for functions in ([half, abstains], [abstains, half]):
+        rollout = await played(Rubric(functions), "B")
+        assert (rollout.rewards, rollout.unscored) == ({"B": 0.5}, ["A"])
+        assert rollout.metrics == {
+            "half/A": 0.5,
+            "abstains/B": 0.5,
+        }  # and no metric of a value that isn't there
+
+
+async def test_none_of_weight_zero_is_no_metric_and_nothing_else():
+    rollout = await played(Rubric([half, lambda rollout, arena: {"A": None}], [1.0, 0.0]))
+    assert (rollout.rewards, rollout.unscored) == ({"A": 0.5}, [])
+    assert rollout.metrics == {"half/A": 0.5}
+
+
+async def test_none_for_an_unknown_role_is_refused():
+    rollout = await played(Rubric([lambda rollout, arena: {"Nobody": None}]))
+    assert "scored unknown role 'Nobody'" in (rollout.error or "")
+    assert rollout.unscored == []
+
+
 async def test_a_role_that_nobody_scored_gets_zero():
     assert (await played(Rubric())).rewards == {"A": 0.0}
 
@@ -94,7 +119,6 @@ async def test_numbers_of_any_library_are_rewards(value):
         ({"A": math.nan}, "gave role 'A' nan"),
         ({"A": math.inf}, "gave role 'A' inf"),
         ({"A": "1.0"}, "gave role 'A' '1.0'"),
-        ({"A": None}, "gave role 'A' None"),
         (1.0, "returned 1.0; it must return {role: reward}"),
         (None, "returned None"),
         ([("A", 1.0)], "must return {role: reward}"),

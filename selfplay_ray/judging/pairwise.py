@@ -57,6 +57,10 @@ class PairwiseVerdict:
         a, b = (sum(votes) for votes in orders)
         return float((a > 0) == (b > 0) and (a < 0) == (b < 0))
 
+    def rewards(self, first: str, second: str) -> dict[str, float | None]:
+        """What role ``first`` gets, and role ``second`` loses; None for both in an abstention."""
+        return {first: self.score, second: None if self.score is None else -self.score}
+
     def metrics(self) -> dict[str, float]:
         """For ``rollout.metrics``: how many votes couldn't be read, and whether that left no verdict."""
         agree = {} if self.orders_agree is None else {"judge/orders_agree": self.orders_agree}

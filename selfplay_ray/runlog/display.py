@@ -181,6 +181,7 @@ def trouble(metrics: StepMetrics) -> list[str]:
     counts = {
         "stale": metrics.dropped_stale,
         "failed": metrics.failed,
+        "unscored": metrics.values.get("credit/unscored", 0),
         "groups incomplete": metrics.values.get("credit/incomplete_groups", 0),
         "extra batches": metrics.values.get("train/extra_batches", 0),
     }

@@ -15,7 +15,7 @@ from selfplay_ray.types import FinishReason, GenerateResult, Message, PolicySpan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """One ``Step``: what a role saw and said, what it was worth, and which policies said it.
+    """One ``Step``: what a role saw and said, what it was worth (None if it is unscored), and which policies said it.
 
     Token ids and logprobs are there only if the log was asked to keep them; they are most of a rollout's bytes.
     """
@@ -62,6 +62,7 @@ class RolloutRow:
     error: str | None
     steps: tuple[StepRow, ...]
     children: tuple[RolloutRow, ...]
+    unscored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +121,13 @@ def _rollout_row(result: GenerateResult, tokens: bool) -> RolloutRow:
         ended_at=rollout.ended_at,
         truncated=rollout.truncated,
         error=None if rollout.error is None else _text(rollout.error),
-        steps=tuple(_step_row(step, tokens) for step in rollout.steps),
+        steps=tuple(_step_row(step, tokens, step.role_id not in rollout.unscored) for step in rollout.steps),
         children=tuple(_rollout_row(child, tokens) for child in result.children),
+        unscored=tuple(rollout.unscored),
     )
 
 
-def _step_row(step: Step, tokens: bool) -> StepRow:
+def _step_row(step: Step, tokens: bool, scored: bool) -> StepRow:
     response = step.response
     return StepRow(
         role_id=step.role_id,
@@ -138,8 +140,8 @@ def _step_row(step: Step, tokens: bool) -> StepRow:
         spans=response.spans,
         temperature=step.temperature,
         trainable=step.trainable,
-        reward=step.reward,
-        advantage=step.advantage,
+        reward=step.reward if scored else None,
+        advantage=step.advantage if scored else None,
         info=_json(step.info),
         prompt_token_ids=response.prompt_token_ids if tokens else None,
         completion_token_ids=response.completion_token_ids if tokens else None,

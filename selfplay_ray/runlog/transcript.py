@@ -42,8 +42,9 @@ def transcript(tree: RolloutRow, width: int, depth: int = 0) -> Iterator[str]:
 
 def _heading(row: RolloutRow) -> str:
     rewards = "".join(f"  {one_line(role)} {_number(reward)}" for role, reward in row.rewards.items())
+    unscored = "".join(f"  {one_line(role)} unscored" for role in row.unscored)
     cut = "  (cut off at its turn limit)" if row.truncated else ""
-    return f"{one_line(row.episode_type)} {one_line(row.id)}{rewards}{cut}"
+    return f"{one_line(row.episode_type)} {one_line(row.id)}{rewards}{unscored}{cut}"
 
 
 def _number(value: float | None) -> str:

@@ -96,14 +96,14 @@ class ConstitutionalDebateEpisode(ChatEpisode):
     def is_done(self, artifact: Case, state: EpisodeState) -> bool:
         return state.turn == 1 + 2 * self.turns
 
-    async def verdict(self, rollout: Rollout, arena: Arena) -> dict[str, float]:
-        """What the judge gives the Defender, it gives the Responder too, and takes from the Prosecutor."""
+    async def verdict(self, rollout: Rollout, arena: Arena) -> dict[str, float | None]:
+        """What the judge gives the Defender, it gives the Responder too, and takes from the Prosecutor; all three are
+        unscored where it can't be read."""
         said = [(called(step.role_id), step.completion_text.strip() or "(silence)") for step in rollout.steps]
         about = charge(rollout.artifact)
         verdict = await self.judge.compare_players(arena, said, DEFENDER, PROSECUTOR, about)
         rollout.metrics.update(verdict.metrics())
-        score = verdict.score or 0.0
-        return {RESPONDER: score, DEFENDER: score, PROSECUTOR: -score}
+        return {RESPONDER: verdict.score, **verdict.rewards(DEFENDER, PROSECUTOR)}
 
 
 def called(role_id: str) -> str:

@@ -1,7 +1,7 @@
 """Two debaters argue a motion, and a judge who is asked in both orders says who argued better.
 
 Irving et al. 2018, AI safety via debate. Zero-sum: what the judge gives one debater, from -1 to 1, it takes from the
-other. A judge whose verdict can't be read gives nobody anything, which is counted, and is no tie.
+other. A verdict that can't be read is no tie: both are left unscored, which is counted, and nothing is learned of it.
 """
 
 from __future__ import annotations
@@ -107,14 +107,13 @@ class DebateEpisode(ChatEpisode):
     def is_done(self, artifact: str, state: EpisodeState) -> bool:
         return state.turn == 2 * self.turns
 
-    async def verdict(self, rollout: Rollout, arena: Arena) -> dict[str, float]:
+    async def verdict(self, rollout: Rollout, arena: Arena) -> dict[str, float | None]:
         """What the judge gives Pro, and takes from Con."""
         said = [(step.role_id, step.completion_text.strip() or "(silence)") for step in rollout.steps]
         about = MOTION.format(rollout.artifact)
         verdict = await self.judge.compare_players(arena, said, PRO, CON, about)
         rollout.metrics.update(verdict.metrics())
-        score = verdict.score or 0.0
-        return {PRO: score, CON: -score}
+        return verdict.rewards(PRO, CON)
 
 
 def silence(rollout: Rollout, arena: Arena) -> dict[str, float]:

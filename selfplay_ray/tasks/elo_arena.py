@@ -63,14 +63,13 @@ class MatchEpisode(Episode):
             await self.call_model(agent, artifact["question"], arena)
         return state
 
-    async def result(self, rollout: Rollout, arena: Arena) -> dict[str, float]:
-        """What the judge gives the first, and takes from the second; nothing where it can't be read."""
+    async def result(self, rollout: Rollout, arena: Arena) -> dict[str, float | None]:
+        """What the judge gives the first, and takes from the second; both are unscored where it can't be read."""
         first, second = (step.completion_text.strip() or "(no answer)" for step in rollout.steps)
         verdict = await self.judge.compare(arena, first, second, rollout.artifact["question"])
         rollout.metrics.update(verdict.metrics())
         rollout.extras["score"] = verdict.score
-        score = verdict.score or 0.0
-        return {rollout.artifact["first"]: score, rollout.artifact["second"]: -score}
+        return verdict.rewards(rollout.artifact["first"], rollout.artifact["second"])
 
 
 class RoundRobinEpisode(Episode):

@@ -63,12 +63,15 @@ class EnsembleVerificationArena(GroupedArena):
 
     def score_group(self, results: Sequence[GenerateResult]) -> None:
         """1 for who says what the majority says, -1 for who says something else or nothing that can be read: silence
-        must not pay. Without a majority nobody gets anything."""
+        must not pay. Without a majority nobody can tell, and all are unscored."""
         attempts = [result.rollout for result in results if result.rollout.error is None]
         agreed = majority([attempt.extras["answer"] for attempt in attempts], self.quorum)
         for attempt in attempts:
             answer, right = attempt.extras["answer"], str(sum(attempt.artifact))
-            attempt.rewards = {"Solver": 0.0 if agreed is None else AGREES if answer == agreed else OUTLIER}
+            if agreed is None:
+                attempt.leave_unscored("Solver")
+            else:
+                attempt.rewards["Solver"] = AGREES if answer == agreed else OUTLIER
             attempt.metrics["right/Solver"] = float(answer == right)
             attempt.metrics["abstained/Solver"] = float(answer is None)
             attempt.metrics["majority/found"] = float(agreed is not None)

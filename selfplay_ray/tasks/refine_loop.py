@@ -1,8 +1,8 @@
 """Generator, Critic, Reviser: a draft, what is wrong with it, a better draft, and so on for some rounds.
 
 Madaan et al. 2023, Self-Refine, with every stage a role that is trained. A judge grades each draft. Generator and
-Reviser earn the grade of the last one, the Critic what a round has improved on average. A grade that can't be read
-rewards nobody.
+Reviser earn the grade of the last one, the Critic what a round has improved on average. Whose grade can't be read is
+unscored: writers without a last grade, a Critic without a round that has both its grades.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class RefineLoopEpisode(Episode):
         reply = await self.call_model(role, question, arena, examples=[(example, answer)])
         return reply.text.strip()
 
-    async def quality(self, rollout: Rollout, arena: Arena) -> dict[str, float]:
+    async def quality(self, rollout: Rollout, arena: Arena) -> dict[str, float | None]:
         """The last draft's grade for those who write, the mean improvement of a round for who criticizes."""
         drafts = [step.completion_text.strip() for step in rollout.steps if step.role_id != CRITIC]
         grades = [await self.grade(arena, rollout.artifact, draft) for draft in drafts]
@@ -75,9 +75,8 @@ class RefineLoopEpisode(Episode):
         rollout.metrics["judge/no_verdict"] = statistics.fmean(score is None for score in scores)
         rounds = itertools.pairwise(scores)
         gains = [after - before for before, after in rounds if before is not None and after is not None]
-        last = scores[-1] or 0.0
-        gained = statistics.fmean(gains) if gains else 0.0
-        return {GENERATOR: last, REVISER: last, CRITIC: gained}
+        gained = statistics.fmean(gains) if gains else None
+        return {GENERATOR: scores[-1], REVISER: scores[-1], CRITIC: gained}
 
     async def grade(self, arena: Arena, topic: str, draft: str) -> Grade:
         """The judge's, but for an empty draft, about which there is nothing to ask."""

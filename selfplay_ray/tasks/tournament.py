@@ -137,27 +137,35 @@ class TournamentArena(Arena):
             proposals = [
                 child.rollout for child in result.children if child.rollout.episode_type == "proposal"
             ]
-            matches = [match for child in result.children if (match := match_of(child.rollout))]
+            duels = [child.rollout for child in result.children if child.rollout.episode_type == "duel"]
+            matches = [match for duel in duels if (match := match_of(duel))]
             strengths = bradley_terry(len(proposals), matches)
-            for proposal, strength in zip(proposals, strengths, strict=True):
-                reward(proposal, strength)
+            unread = {player for duel in duels for player in duel.artifact["candidates"]}
+            unread -= {player for match in matches for player in (match.first, match.second)}
+            for number, (proposal, strength) in enumerate(zip(proposals, strengths, strict=True)):
+                reward(proposal, None if number in unread else strength)
             strength, winner = max(zip(strengths, proposals, strict=True), key=lambda pair: pair[0])
             if strength > 0:  # else nobody has won, and who has failed or said nothing may be the first
                 self.stores[WINNERS].add(Artifact(winner.artifact["product"], winner.extras["slogan"]))
 
 
 def match_of(duel: Rollout) -> Match | None:
-    """The result of a duel; None where the judge abstained, or of what is no duel."""
+    """The result of a duel; None where the judge abstained, or something failed."""
     if duel.extras.get("score") is None:
         return None
     first, second = duel.artifact["candidates"]
     return Match(first, second, (1 + duel.extras["score"]) / 2)
 
 
-def reward(proposal: Rollout, strength: float) -> None:
+def reward(proposal: Rollout, strength: float | None) -> None:
     """From -1 to 1, its chances of beating an average candidate against those of losing: tanh(strength / 2), which is
-    0 where nothing is known. A candidate that says nothing has *forfeited*: -1, from which the others gain nothing."""
-    if proposal.error is None:
-        forfeited = not proposal.extras["slogan"]
+    0 for who had nobody to meet. None is for a candidate none of whose duels could be read: it is unscored. One that
+    says nothing has *forfeited*: -1, from which the others gain nothing."""
+    if proposal.error is not None:
+        return
+    forfeited = not proposal.extras["slogan"]
+    proposal.metrics[f"forfeited/{PROPOSER}"] = float(forfeited)
+    if strength is None:
+        proposal.leave_unscored(PROPOSER)
+    else:
         proposal.rewards[PROPOSER] = -1.0 if forfeited else math.tanh(strength / 2)
-        proposal.metrics[f"forfeited/{PROPOSER}"] = float(forfeited)

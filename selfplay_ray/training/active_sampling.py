@@ -20,10 +20,13 @@ def trainable(records: Sequence[TrainingRecord], *, every: bool) -> int:
 def why_nothing(groups: Sequence[RolloutGroup], records: Sequence[TrainingRecord], stale: int) -> str:
     """Why nothing in ``groups`` can be trained on, of which ``records`` are fresh and ``stale`` were too old."""
     roots = sum(group.roots for group in groups)
-    failed = int(pooled_metrics(groups).get("episodes/failed", 0))
+    counts = pooled_metrics(groups)
+    failed, unscored = (int(counts.get(name, 0)) for name in ("episodes/failed", "credit/unscored"))
     reasons = []
     if failed:
         reasons.append(f"{failed} episodes failed")
+    if unscored:
+        reasons.append(f"nobody could tell {unscored} times what a role was worth")
     if stale:
         reasons.append(f"{stale} completions were sampled too many versions ago")
     if records:

@@ -296,6 +296,11 @@ def test_notes_say_what_failed_and_how_little_there_is():
         few
         == "with fewer than 30 (Player, base, sampled: 12) an interval is somewhat too narrow; --episodes plays more"
     )
+    unread = sheet((0, 0, 0, 40))
+    for result in unread.evaluations["base"].results[:3]:
+        result.rollout.leave_unscored("Player")
+    _, uncounted = notes([unread])
+    assert uncounted == "base, sampled: 3 times nobody could tell what a role was worth, which doesn't count"
     _, none = notes([sheet((0, math.nan, math.nan, 1))])
     assert "(Player, base, sampled: 1) an interval can't be told from one;" in none
     assert failures == "base, sampled: 2 of 40 rollouts failed and don't count; the last: ValueError: [31mred"

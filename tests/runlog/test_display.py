@@ -89,6 +89,11 @@ def test_a_plain_line_counts_what_was_dropped_and_what_failed() -> None:
     )
 
 
+def test_a_plain_line_counts_what_nobody_could_score() -> None:
+    line = step_line(replace(metrics(1, Solver=-0.5), values={"credit/unscored": 6.0}), 40, None)
+    assert line == "step 1/40  Solver -0.50  212 tok/s  lag 1  wait 0.4s  6 unscored"
+
+
 def test_a_plain_line_says_why_a_step_is_less_than_it_was_to_be() -> None:
     odd = {"credit/incomplete_groups": 1.0, "train/extra_batches": 2.0, "train/nonfinite": 1.0}
     line = step_line(replace(metrics(1, Solver=-0.5), values=odd), 40, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -174,6 +175,26 @@ def test_trees_are_kept_whole_with_errors_and_versions_and_without_tokens(log: R
     assert (kept.prompt_tokens, kept.completion_tokens) == (3, 2)
     assert kept.completion_token_ids is None
     assert kept.completion_logprobs is None
+
+
+def test_who_is_unscored_is_kept_and_has_neither_reward_nor_advantage(log: RunLog) -> None:
+    unread = tree()
+    unread.children[0].rollout.leave_unscored("Solver")
+    log.write_results(4, [unread])
+    (row,) = read_rollouts(log.rollouts_path)
+    (child,) = row.tree.children
+    assert (child.unscored, child.rewards, child.advantages) == (("Solver",), {}, {})
+    assert [(kept.text, kept.reward, kept.advantage) for kept in child.steps] == [("5", None, None)]
+
+
+def test_a_file_from_before_there_was_such_a_field_is_read(log: RunLog) -> None:
+    log.write_results(4, [tree()])
+    line = json.loads(log.rollouts_path.read_bytes())
+    for row in (line["tree"], *line["tree"]["children"]):
+        assert row.pop("unscored") == []
+    log.rollouts_path.write_text(json.dumps(line) + "\n")
+    (read,) = read_rollouts(log.rollouts_path)
+    assert (read.tree.unscored, read.tree.children[0].rewards) == ((), {"Solver": 1.0})
 
 
 def test_a_tree_played_again_after_resuming_replaces_the_first_one(log: RunLog) -> None:

@@ -100,6 +100,11 @@ def test_a_failed_rollout_says_why_in_one_line_and_a_cut_off_one_that_it_was() -
     assert next(transcript(rollout("4", truncated=True), 80)) == "solve 4  (cut off at its turn limit)"
 
 
+def test_who_is_unscored_is_said_to_be() -> None:
+    debate = rollout("4", rewards={"Critic": 1.0}, unscored=("Pro", "C\x1b[31mon"))
+    assert next(transcript(debate, 80)) == "solve 4  Critic 1.00  Pro unscored  C[31mon unscored"
+
+
 def test_long_conversations_and_long_speeches_are_cut() -> None:
     lines = list(transcript(rollout("4", *[said("x" * 700)] * 15), 2000))
     assert sum(line.startswith("  Solver | ") for line in lines) == 12

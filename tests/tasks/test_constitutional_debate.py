@@ -68,15 +68,21 @@ async def test_they_go_on_in_their_own_conversations():
         (believes("It is rude."), -1.0),
         (lambda _: "A", 0.0),  # whoever is called A: a draw
         (lambda _: "tie", 0.0),
-        (lambda _: "Hm.", 0.0),
     ],
 )
 async def test_the_responder_earns_what_its_defender_does(judge: Callable[[str], str], defender: float):
     result = await scripted(judge).run_episode("constitution", CASE)
     assert result.rewards == {"Responder": defender, "Defender": defender, "Prosecutor": -defender}
     assert result.rewards["Defender"] + result.rewards["Prosecutor"] == 0
-    unread = float(judge("") == "Hm.")
-    assert result.rollout.metrics["judge/no_verdict"] == unread
+    assert result.rollout.metrics["judge/no_verdict"] == 0
+
+
+async def test_without_a_verdict_all_three_are_unscored():
+    step = await scripted(lambda _: "Hm.").step()
+    assert [result.rewards for result in step.results] == [{}] * len(step.results)
+    assert set(step.results[0].rollout.unscored) == {"Responder", "Prosecutor", "Defender"}
+    assert step.results[0].rollout.metrics["judge/no_verdict"] == 1
+    assert all(group.records == () for group in step.groups)
 
 
 async def test_the_answer_is_shown_as_data():

@@ -21,7 +21,7 @@ from selfplay_ray.lora import LoRASettings
 from selfplay_ray.runtime import LocalRuntime, ModelClient
 from selfplay_ray.tasks.debate import KNOWN_PAIRS, MOTIONS, DebateArena
 from selfplay_ray.testing import MockInferenceClient
-from selfplay_ray.types import Completion, Message, ModelCall
+from selfplay_ray.types import Completion, EpisodeRequest, Message, ModelCall
 
 MOTION = "Zoos should be closed."
 
@@ -84,8 +84,6 @@ async def test_they_speak_in_turn_and_hear_each_other():
         # always A, who is Pro in one order and Con in the other: (1 - 1) / 2, a draw
         (lambda _: "A", {"Pro": 0.0, "Con": 0.0}, {"judge/no_verdict": 0.0, "judge/orders_agree": 0.0}),
         (lambda _: "tie", {"Pro": 0.0, "Con": 0.0}, {"judge/no_verdict": 0.0, "judge/orders_agree": 1.0}),
-        # what can't be read is no draw
-        (lambda _: "Well.", {"Pro": 0.0, "Con": 0.0}, {"judge/no_verdict": 1.0, "judge/abstained": 1.0}),
     ],
 )
 async def test_a_verdict_is_zero_sum(
@@ -95,6 +93,27 @@ async def test_a_verdict_is_zero_sum(
     assert result.rewards == rewards
     assert sum(result.rewards.values()) == 0
     assert result.rollout.metrics.items() >= metrics.items()
+
+
+async def test_an_unread_verdict_is_no_draw_and_trains_nobody():
+    """After five wins Pro's baseline is 1 and Con's -1: a draw would have had advantages of -1 and 1."""
+    motions = iter([MOTION] * 5 + ["Unclear.", MOTION])
+    arena = debate(
+        "good", "bad", lambda question: "Well." if "Unclear." in question else believes("good")(question)
+    )
+    arena.batch_size = 1
+    arena.get_batch = lambda: [EpisodeRequest("debate", next(motions))]  # type: ignore[method-assign]
+    for _ in range(5):
+        await arena.step()
+    before = arena.credit_assigner.state_dict()
+    step = await arena.step()
+    (group,), (result,) = step.groups, step.results
+    assert (result.rewards, result.rollout.unscored) == ({}, ["Pro", "Con"])
+    assert result.rollout.metrics.items() >= {"judge/no_verdict": 1.0, "judge/abstained": 1.0}.items()
+    assert (group.records, dict(group.rewards), group.metrics["credit/unscored"]) == ((), {}, 2.0)
+    assert arena.credit_assigner.state_dict() == before
+    (group,) = (await arena.step()).groups
+    assert [record.advantage for record in group.records] == pytest.approx([0.0] * len(group.records))
 
 
 async def test_votes_are_averaged():

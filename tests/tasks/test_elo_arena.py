@@ -93,7 +93,8 @@ async def test_a_draw_is_rated_and_an_abstention_is_not():
     silent = scripted(lambda _: "?", agents=2)
     step = await silent.step()
     match = step.results[0].children[0]
-    assert match.rewards == {"Teacher": 0.0, "Scientist": 0.0}
+    assert (match.rewards, match.rollout.unscored) == ({}, ["Teacher", "Scientist"])
+    assert step.groups[0].records == ()
     assert (match.rollout.extras["score"], match.rollout.metrics["judge/no_verdict"]) == (None, 1.0)
     assert silent.ratings() == {"Teacher": 1000.0, "Scientist": 1000.0}
 

@@ -80,10 +80,9 @@ async def test_the_known_answer_moves_no_reward():
 
 
 @pytest.mark.parametrize("replies", [("7", "7", "8", "8"), ("7", "8", "9", "hm"), ("hm", "hm", "hm", "hm")])
-async def test_without_a_majority_nobody_gets_anything(replies: Sequence[str]):
+async def test_without_a_majority_nobody_can_tell(replies: Sequence[str]):
     results = await scripted_group(*replies)
-    assert [result.rewards["Solver"] for result in results] == [0.0] * 4
-    assert [result.rollout.advantages["Solver"] for result in results] == [0.0] * 4
+    assert [(result.rewards, result.rollout.unscored) for result in results] == [({}, ["Solver"])] * 4
     assert all(result.rollout.metrics["majority/found"] == 0 for result in results)
     assert not any("majority/right" in result.rollout.metrics for result in results)
 

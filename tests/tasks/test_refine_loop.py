@@ -63,19 +63,23 @@ async def test_every_stage_reads_what_came_before():
         ("2", "5", "9", 0.9, 0.35),  # gains of 0.3 and 0.4
         ("9", "5", "2", 0.2, -0.35),  # the Critic pays for making it worse
         ("5", "5", "5", 0.5, 0.0),
-        ("2", "fine", "9", 0.9, 0.0),  # neither round has both its grades
+        ("2", "fine", "9", 0.9, None),  # neither round has both its grades
         ("fine", "5", "9", 0.9, 0.4),  # the second has
-        ("2", "5", "fine", 0.0, 0.3),  # nobody is paid for a draft without a grade
-        ("fine", "fine", "fine", 0.0, 0.0),
+        ("2", "5", "fine", None, 0.3),  # nobody can tell what the writers are worth
+        ("fine", "fine", "fine", None, None),
     ],
 )
 async def test_writers_earn_the_last_grade_and_the_critic_the_gain(
-    one: str, two: str, three: str, last: float, gained: float
+    one: str, two: str, three: str, last: float | None, gained: float | None
 ):
     result = await loop(["one", "two", "three"], grades(one=one, two=two, three=three)).run_episode(
         "refine", "rain"
     )
-    assert result.rewards == pytest.approx({"Generator": last, "Reviser": last, "Critic": gained})
+    worth = {"Generator": last, "Reviser": last, "Critic": gained}
+    assert result.rewards == pytest.approx(
+        {role: value for role, value in worth.items() if value is not None}
+    )
+    assert result.rollout.unscored == [role for role, value in worth.items() if value is None]
     unread = [one, two, three].count("fine") / 3
     assert result.rollout.metrics["judge/no_verdict"] == pytest.approx(unread)
     assert result.rollout.metrics["judge/abstained"] == pytest.approx(unread)

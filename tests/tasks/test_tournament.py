@@ -81,19 +81,24 @@ async def test_candidates_are_compared_with_each_other_and_only_they_are_trained
     assert group.rewards["Proposer"].count == 2
 
 
-@pytest.mark.parametrize("judge", [lambda _: "?", lambda _: "tie", lambda _: "A"])
-async def test_draws_and_abstentions_reward_nobody(judge: Callable[[str], str]):
+@pytest.mark.parametrize("judge", [lambda _: "tie", lambda _: "A"])
+async def test_draws_reward_nobody(judge: Callable[[str], str]):
     step = await scripted(["one", "two"], judge).step()
     assert [proposal.rewards for proposal in children(step.results[0], "proposal")] == [{"Proposer": 0.0}] * 2
 
 
 async def test_an_abstention_is_no_draw():
-    """Of the three, only one and two can be compared: three has met nobody, which is no defeat."""
+    """Of the three, only one and two can be compared: of three nobody can tell. The others' mean is 0."""
     arena = scripted(["one", "two", "three"], better("one", "two"))
-    (tree,) = (await arena.step()).results
-    won, lost, unknown = (proposal.rewards["Proposer"] for proposal in children(tree, "proposal"))
+    step = await arena.step()
+    (tree,), (group,) = step.results, step.groups
+    first, second, third = children(tree, "proposal")
+    won, lost = first.rewards["Proposer"], second.rewards["Proposer"]
     assert won > 0 > lost
-    assert unknown == pytest.approx(0)
+    assert (third.rewards, third.rollout.unscored) == ({}, ["Proposer"])
+    assert [record.advantage for record in group.records] == pytest.approx(
+        [won / (won + 1e-4), lost / (won + 1e-4)]
+    )
     assert [duel.rollout.metrics["judge/no_verdict"] for duel in children(tree, "duel")] == [0, 1, 1]
 
 

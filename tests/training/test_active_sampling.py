@@ -26,5 +26,9 @@ def test_the_reasons_are_told_with_their_numbers(record):
         "4 root episodes left nothing to train on: 2 episodes failed; 3 completions were sampled too many versions "
         "ago; 3 completions had an advantage of 0, as where all rewards of a group are equal: Solver 0.5 (± 0, 8)"
     )
+    unread = RolloutGroup("g", 2, (), {}, {"credit/unscored": 4.0})
+    assert why_nothing([unread], [], 0) == (
+        "2 root episodes left nothing to train on: nobody could tell 4 times what a role was worth"
+    )
     silent = RolloutGroup("g", 2, (), {}, {})
     assert "no trainable role has said anything" in why_nothing([silent], [], 0)
