@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfplay_ray.judging.asking import Asking, Shown
-from selfplay_ray.judging.fence import fenced
+from selfplay_ray.judging.fence import fenced, fenced_turns
 from selfplay_ray.judging.grammar import read_choice
 from selfplay_ray.judging.known_pairs import KnownPair
 
@@ -108,7 +108,7 @@ class PairwiseJudge:
         """
         orders = ({first: "A", second: "B"}, {first: "B", second: "A"})
         as_a, as_b = (
-            _transcript([(names.get(who, who), said) for who, said in transcript]) for names in orders
+            fenced_turns([(names.get(who, who), said) for who, said in transcript]) for names in orders
         )
         return await self._verdict(arena, about, as_a, as_b, self._players)
 
@@ -144,8 +144,4 @@ def _two_texts(a: str, b: str) -> str:
 
 
 def _two_players(a: str, b: str) -> str:
-    return _transcript([("A", a), ("B", b)])
-
-
-def _transcript(turns: Sequence[tuple[str, str]]) -> str:
-    return fenced("\n\n".join(f"{who}: {said}" for who, said in turns))
+    return fenced_turns([("A", a), ("B", b)])
