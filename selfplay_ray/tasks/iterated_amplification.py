@@ -5,17 +5,16 @@ answer, which a person rates from 0 to 10. The rating is what the Decomposer and
 answer is *distilled*: Answerers who get the whole question at once earn the rating for saying the same.
 
 The person is asked in a sub-episode of their own, in which no role speaks: their words have no tokens, and are never
-trained on. A reply that isn't a number from 0 to 10, or none in time, is an abstention: it earns what the rated
-siblings of the same question earned on average, so that nothing is learned from it. Where nobody is to be asked a
-computed oracle stands in, which takes a point off for every one that the answer is off. A split or a sum that can't be
-read is a *forfeit*, and nobody is bothered with it.
+trained on. A reply that isn't a number from 0 to 10, or none in time, is an abstention: nobody can tell what the makers
+of the answer were worth, so they are unscored, and nothing is learned from it. Where nobody is to be asked a computed
+oracle stands in, which takes a point off for every one that the answer is off. A split or a sum that can't be read is a
+*forfeit* of who said it, and nobody is bothered with it; a split of which no sum was made is unscored.
 """
 
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from selfplay_ray.arena import Arena
@@ -25,7 +24,7 @@ from selfplay_ray.human.person import Person
 from selfplay_ray.judging.grammar import read_score
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.seeds import derive_seed
-from selfplay_ray.types import EpisodeRequest, Examples, GenerateResult, Role, Rollout
+from selfplay_ray.types import EpisodeRequest, Examples, Role, Rollout
 
 BEST = 10
 FORFEIT = -0.5
@@ -61,16 +60,17 @@ def oracle_rating(question: str, answer: str) -> float:
     return max(0.0, BEST - off)
 
 
-def amplified_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
-    """The rating, from 0 to 1, for who made the answer; a forfeit costs the one who made it."""
-    extras = rollout.extras
-    if extras["forfeited_by"] is not None:
-        return {extras["forfeited_by"]: FORFEIT}
-    rollout.metrics["human/abstained"] = float(extras["rating"] is None)
-    if extras["rating"] is None:
-        return {}
-    rollout.metrics["human/rating"] = extras["rating"]
-    return {"Decomposer": extras["rating"] / BEST, "Combiner": extras["rating"] / BEST}
+def amplified_reward(rollout: Rollout, arena: Arena) -> dict[str, float | None]:
+    """The rating, from 0 to 1, for who made the answer. A forfeit costs the one who made it; then, as without a rating,
+    nobody can tell what the work of the other was worth."""
+    forfeited_by, rating = rollout.extras["forfeited_by"], rollout.extras["rating"]
+    if forfeited_by is not None:
+        return dict.fromkeys(rollout.roles) | {forfeited_by: FORFEIT}
+    rollout.metrics["human/abstained"] = float(rating is None)
+    if rating is None:
+        return dict.fromkeys(rollout.roles)
+    rollout.metrics["human/rating"] = rating
+    return dict.fromkeys(rollout.roles, rating / BEST)
 
 
 def forfeit(rollout: Rollout, arena: Arena) -> dict[str, float]:
@@ -78,9 +78,12 @@ def forfeit(rollout: Rollout, arena: Arena) -> dict[str, float]:
     return {role: float(rollout.extras["forfeited_by"] == role) for role in rollout.roles}
 
 
-def distilled_reward(rollout: Rollout, arena: Arena) -> dict[str, float]:
-    """What the amplified answer is worth, for saying the same; a tenth of it for another number."""
+def distilled_reward(rollout: Rollout, arena: Arena) -> dict[str, float | None]:
+    """What the amplified answer is worth, for saying the same; a tenth of it for another number. What the answer to a
+    part is worth nobody says."""
     target, worth = rollout.artifact["target"], rollout.artifact["worth"]
+    if target is None:
+        return {"Answerer": None}
     said = rollout.extras["answer"]
     return {"Answerer": worth * (1.0 if said == target else A_NUMBER if said is not None else 0.0)}
 
@@ -189,15 +192,3 @@ class IteratedAmplificationArena(GroupedArena):
 
     def draw_artifact(self) -> str:
         return " + ".join(str(self.rng.randint(1, 9)) for _ in range(4))
-
-    def score_group(self, results: Sequence[GenerateResult]) -> None:
-        """Who was not rated has what the others of the question have on average, which teaches nothing."""
-        makers = ("Decomposer", "Combiner")
-        ratings = [result.rollout.extras.get("rating") for result in results]
-        rated = [rating / BEST for rating in ratings if rating is not None]
-        for result, rating in zip(results, ratings, strict=True):
-            abstained = (
-                rating is None and not result.rollout.error and not result.rollout.extras["forfeited_by"]
-            )
-            if abstained and rated:
-                result.rewards.update(dict.fromkeys(makers, statistics.fmean(rated)))

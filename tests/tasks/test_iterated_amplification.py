@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
 import pytest
 
 from selfplay_ray.config import RunConfig
+from selfplay_ray.credit import GRPOCredit
 from selfplay_ray.jobs.train_iterated_amplification import IteratedAmplificationConfig, make_arena
 from selfplay_ray.tasks.iterated_amplification import (
     COMBINED,
@@ -18,7 +20,7 @@ from selfplay_ray.tasks.iterated_amplification import (
     read_split,
 )
 from selfplay_ray.testing import MockInferenceClient
-from selfplay_ray.types import EpisodeRequest, GenerateResult, Message
+from selfplay_ray.types import EpisodeRequest, GenerateResult, Message, RoleStats, RolloutGroup
 
 QUESTION = "2 + 3 + 4 + 1"
 
@@ -35,16 +37,29 @@ class ScriptedPerson:
         return next(self.replies)
 
 
+SPLIT, COMBINED_TO = "2 + 3, 4 + 1", "5 + 5 = 10"
+
+
 class ScriptedAgents:
-    def __init__(self, split: str = "2 + 3, 4 + 1", combined: str = "5 + 5 = 10", whole: Sequence[str] = ()):
-        self.split, self.combined, self.whole = split, combined, iter(whole or ["10"] * 100)
+    """Each says its part in turn, or one that it has always."""
+
+    def __init__(
+        self,
+        split: str | Sequence[str] = SPLIT,
+        combined: str | Sequence[str] = COMBINED_TO,
+        whole: Sequence[str] = (),
+    ):
+        self.split, self.combined = (
+            itertools.repeat(said) if isinstance(said, str) else iter(said) for said in (split, combined)
+        )
+        self.whole = iter(whole or ["10"] * 100)
 
     def __call__(self, messages: Sequence[Message]) -> str:
         asked = messages[-1]["content"]
         if asked.startswith("Split"):
-            return self.split
+            return next(self.split)
         if asked.endswith("Together?"):
-            return self.combined
+            return next(self.combined)
         return next(self.whole) if asked == f"What is {QUESTION}?" else "5"
 
 
@@ -125,29 +140,73 @@ async def test_an_amplified_answer_that_is_wrong_is_distilled_if_the_person_like
 @pytest.mark.parametrize("reply", [None, "", "good", "11", "8 or 9"])
 async def test_what_is_no_rating_is_an_abstention(reply: str | None):
     result = await amplified(person=ScriptedPerson(reply))
-    assert result.rewards == {"Decomposer": 0.0, "Combiner": 0.0}
+    assert (result.rewards, result.rollout.unscored) == ({}, ["Decomposer", "Combiner"])
     assert result.rollout.metrics["human/abstained"] == 1
     assert "human/rating" not in result.rollout.metrics
     assert len(result.children) == 3  # nothing to distil
 
 
+async def group_of(agents: ScriptedAgents, *replies: str | None, size: int) -> RolloutGroup:
+    """As many amplified answers to one question, rated by ``replies``."""
+    arena = arena_of(agents, ScriptedPerson(*replies), distillations=0, credit_assigner=GRPOCredit())
+    arena.batch_size = size
+    arena.get_batch = lambda: [EpisodeRequest("amplify", QUESTION, group="q")] * size  # type: ignore[method-assign]
+    (group,) = (await arena.step()).groups
+    return group
+
+
+def credited(group: RolloutGroup) -> list[tuple[str, str, float]]:
+    """Which root's role has been given what advantage."""
+    return [(r.rollout_id[-1], r.role_id[0], round(r.advantage, 6)) for r in group.records]
+
+
 async def test_an_abstention_teaches_nothing():
-    """Rated 10, 4 and not at all: the third has their mean, (1 + 0.4) / 2 = 0.7, so its advantage is 0."""
-    arena = arena_of(person=ScriptedPerson("10", "4", None))
-    arena.batch_size = 3
-    arena.get_batch = lambda: [EpisodeRequest("amplify", QUESTION, group="q")] * 3  # type: ignore[method-assign]
-    rollouts = [result.rollout for result in (await arena.step()).results]
-    assert [rollout.rewards["Combiner"] for rollout in rollouts] == pytest.approx([1.0, 0.4, 0.7])
-    advantages = [rollout.advantages["Decomposer"] for rollout in rollouts]
-    assert advantages[2] == pytest.approx(0.0)
-    assert advantages[0] == pytest.approx(-advantages[1])
+    """Rated 10, 4 and not at all: the mean of the two is (1 + 0.4) / 2 = 0.7."""
+    group = await group_of(ScriptedAgents(), "10", "4", None, size=3)
+    assert credited(group) == [("0", "D", 0.3), ("0", "C", 0.3), ("1", "D", -0.3), ("1", "C", -0.3)]
+    assert group.metrics["credit/unscored"] == 2
+
+
+async def test_nobody_who_was_not_rated_gains_by_a_forfeit():
+    """A Decomposer that forfeits beside one whose answer wasn't rated: alone in its group, it has 0, and the other
+    isn't trained on."""
+    group = await group_of(ScriptedAgents(split=["no idea", SPLIT]), None, size=2)
+    assert credited(group) == [("0", "D", 0.0)]
+    assert group.rewards["Decomposer"] == RoleStats(1, -0.5, 0.0)
+
+
+async def test_a_combiner_that_forfeits_costs_no_decomposer():
+    """Rated 8, forfeited by the Combiner, rated 4. Combiners: mean(0.8, -0.5, 0.4) = 0.7 / 3 = 0.233333. Decomposers:
+    mean(0.8, 0.4) = 0.6, and the second's split may have been as good as any."""
+    group = await group_of(ScriptedAgents(combined=["10", "ten", "12"]), "8", "4", size=3)
+    assert credited(group) == [
+        ("0", "D", 0.2),
+        ("0", "C", 0.566667),
+        ("1", "C", -0.733333),
+        ("2", "D", -0.2),
+        ("2", "C", 0.166667),
+    ]
+
+
+async def test_a_decomposer_that_forfeits_costs_no_combiner():
+    """Decomposers: -0.5 and 0.8, mean 0.15. The Combiner of the second is the only one there is."""
+    group = await group_of(ScriptedAgents(split=["no idea", SPLIT]), "8", size=2)
+    assert credited(group) == [("0", "D", -0.65), ("1", "D", 0.65), ("1", "C", 0.0)]
+
+
+async def test_the_answer_to_a_part_is_no_answer_of_worth_zero():
+    """An Answerer's mean reward in an evaluation is that of those who had something to say the same as."""
+    result = await amplified(person=ScriptedPerson("8"))
+    answers = [child.rollout for child in result.children if child.rollout.episode_type == "answer"]
+    assert [answer.rewards for answer in answers] == [{}, {}, {"Answerer": 0.8}, {"Answerer": 0.8}]
+    assert [answer.unscored for answer in answers] == [["Answerer"]] * 2 + [[]] * 2
 
 
 @pytest.mark.parametrize(
     ("agents", "role", "rewards"),
     [
         (ScriptedAgents(split="no idea"), "Decomposer", {"Decomposer": -0.5}),
-        (ScriptedAgents(combined="ten"), "Combiner", {"Decomposer": 0.0, "Combiner": -0.5}),
+        (ScriptedAgents(combined="ten"), "Combiner", {"Combiner": -0.5}),
     ],
 )
 async def test_a_forfeit_costs_its_role_and_bothers_nobody(
