@@ -31,7 +31,7 @@ FORFEIT = -0.5
 A_NUMBER = 0.1
 """What an Answerer earns for any number, of what it would for the right one."""
 MOST_PARTS = 4
-NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"(?:(?<!\d)-)?\d+")
 SUM = re.compile(r"\d{1,3}(?: \+ \d{1,3}){0,7}")
 RATE = "What is {}?\nThe answer given is {}.\nHow good is that, from 0 (worst) to 10 (best)?"
 

@@ -20,7 +20,7 @@ from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.types import Examples, Role, Rollout
 
-NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"(?:(?<!\d)-)?\d+")
 VERDICT = re.compile(r"\W*(right|wrong)\W*", re.IGNORECASE)
 A_NUMBER = 0.2
 """What a Writer's wrong number is worth."""

@@ -1,10 +1,9 @@
 """Negotiation: two players trade resources, and neither knows what they are worth to the other.
 
-A move is ``OFFER: 2 wood for 1 gold``, ``ACCEPT`` or ``REJECT``, also written as ``Offer``, ``Accept`` and ``Reject``;
-around it a player may say what it likes, and of several moves the last one counts. An offer is legal if both have what
-would change hands, so whoever accepts can always pay. It stands until it is accepted, which is the *deal* that ends the
-game, rejected, or replaced by another. Who rejects where no offer stands leaves: *no deal*. A move that can't be read
-or isn't legal is a *forfeit*. At the limit on turns the game is *truncated*, after its last move was played.
+A move is an offer, ``ACCEPT`` or ``REJECT`` (:mod:`selfplay_ray.tasks.trades` reads them); around it a player may say
+what it likes. An offer stands until it is accepted, which is the *deal* that ends the game, rejected, or replaced by
+another. Who rejects where no offer stands leaves: *no deal*. A move that can't be read or isn't legal is a *forfeit*.
+At the limit on turns the game is *truncated*, after its last move was played.
 
 A player's reward is what the deal changed of its inventory's value, as a share of what all there is would be worth to
 it. It is no zero-sum game: trades that are good for both are what it is about. Credit is role-conditioned (Liu et al.
@@ -13,21 +12,17 @@ it. It is no zero-sum game: trades that are good for both are what it is about. 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from selfplay_ray.arena import Arena
 from selfplay_ray.credit import RAECredit
 from selfplay_ray.episode import ChatEpisode, EpisodeState
 from selfplay_ray.rubric import RewardFn, Rubric
+from selfplay_ray.tasks.trades import PLAYERS, Inventory, Offer, is_possible, other, read_move, traded, worth
 from selfplay_ray.types import EpisodeRequest, Examples, Role, Rollout
 
-PLAYERS = ("Alice", "Bob")
 RESOURCES = ("wood", "stone", "gold")
-MOVE = re.compile(
-    r"\b(?:OFFER|Offer): *(\d{1,3}) +([a-z]+?)s? +for +(\d{1,3}) +([a-z]+?)s?\b|\b(ACCEPT|Accept|REJECT|Reject)\b"
-)
 FORFEIT = -0.5
 EXAMPLES = (
     (
@@ -41,54 +36,6 @@ EXAMPLES = (
     ),
 )
 ENDINGS = ("deal", "no deal", "forfeited", "truncated")
-
-Inventory = dict[str, int]
-
-
-class Offer(NamedTuple):
-    """``player`` gives so much of ``what`` and wants ``price`` of ``wanted``."""
-
-    player: str
-    gives: int
-    what: str
-    price: int
-    wanted: str
-
-
-def other(player: str) -> str:
-    return PLAYERS[1 - PLAYERS.index(player)]
-
-
-def read_move(player: str, text: str) -> Offer | str | None:
-    """The last move in ``text``: an offer, "ACCEPT" or "REJECT"; None if there is none."""
-    moves = list(MOVE.finditer(text))
-    if not moves:
-        return None
-    count, what, price, wanted, word = moves[-1].groups()
-    return word.upper() if word else Offer(player, int(count), what, int(price), wanted)
-
-
-def is_possible(offer: Offer, inventories: Mapping[str, Inventory]) -> bool:
-    """Whether both have what would change hands, and something would."""
-    mine, theirs = inventories[offer.player], inventories[other(offer.player)]
-    enough = mine.get(offer.what, 0) >= offer.gives > 0 and theirs.get(offer.wanted, 0) >= offer.price > 0
-    return enough and offer.what != offer.wanted
-
-
-def traded(offer: Offer, inventories: Mapping[str, Inventory]) -> dict[str, Inventory]:
-    """The inventories after the trade."""
-    after = {player: dict(inventory) for player, inventory in inventories.items()}
-    for giver, what, count in (
-        (offer.player, offer.what, offer.gives),
-        (other(offer.player), offer.wanted, offer.price),
-    ):
-        after[giver][what] -= count
-        after[other(giver)][what] = after[other(giver)].get(what, 0) + count
-    return after
-
-
-def worth(inventory: Inventory, values: Mapping[str, int]) -> int:
-    return sum(count * values[what] for what, count in inventory.items())
 
 
 def gain(rollout: Rollout, arena: Arena) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Plan, execute, critique, revise: four roles solve one word problem, and each is paid for what it did itself.
 
 Everything is computed: what the problem comes to, what the plan comes to, whether the result is right. So the Executor
-is paid for following the plan, a wrong one too, and the Critic for telling a right result from a wrong one.
+is paid for following the plan, a wrong one too, and the Critic for telling a right result from a wrong one. The Planner
+is paid for a sum of the problem's own numbers, which leaves the calculating to others; a result it adds is not shown.
 """
 
 from __future__ import annotations
@@ -35,8 +36,13 @@ class Problem(NamedTuple):
     gives: int
 
     @property
+    def terms(self) -> list[int]:
+        """What is to be added up."""
+        return [self.has, self.gets, -self.gives]
+
+    @property
     def answer(self) -> int:
-        return self.has + self.gets - self.gives
+        return sum(self.terms)
 
     def __str__(self) -> str:
         return (
@@ -52,10 +58,15 @@ EXAMPLES = (
 )
 
 
-def plan_value(text: str) -> int | None:
-    """What the sum in ``text`` comes to, if there is nothing else in it; a result that it gives is ignored."""
+def read_plan(text: str) -> str | None:
+    """The sum in ``text``, if there is nothing else in it but a result, which is left out."""
     found = SUM.fullmatch(text)
-    return sum(int(term.replace(" ", "")) for term in TERM.findall(found[1])) if found else None
+    return found[1] if found else None
+
+
+def plan_terms(plan: str) -> list[int]:
+    """What a plan adds up, with its signs."""
+    return [int(term.replace(" ", "")) for term in TERM.findall(plan)]
 
 
 def last_number(text: str) -> int | None:
@@ -87,17 +98,18 @@ def revision(problem: Problem, plan: str, result: str, verdict: str) -> str:
 
 
 def stage_rewards(rollout: Rollout, arena: Arena) -> dict[str, float]:
-    """Each for its own work. Planner: 0.1 for a sum, 1 for the right one. Executor: :func:`number_reward` of what the
-    plan comes to. Critic: 0.1 for a verdict, 1 for a true one. Reviser: :func:`number_reward` of the answer."""
+    """Each for its own work. Planner: 0.1 for a sum, 1 for that of the problem. Executor: :func:`number_reward` of what
+    the plan comes to. Critic: 0.1 for a verdict, 1 for a true one. Reviser: :func:`number_reward` of the answer."""
     said = {step.role_id: step.completion_text for step in rollout.steps}
-    answer, planned = Problem(*rollout.artifact).answer, plan_value(said[PLANNER])
-    if planned is None:
+    problem, plan = Problem(*rollout.artifact), read_plan(said[PLANNER])
+    if plan is None:
         return {PLANNER: 0.0}
+    answer, terms = problem.answer, plan_terms(plan)
     verdict = read_choice(said[CRITIC], ["right", "wrong"])
     truth = "right" if last_number(said[EXECUTOR]) == answer else "wrong"
     return {
-        PLANNER: 1.0 if planned == answer else FORMAT,
-        EXECUTOR: number_reward(said[EXECUTOR], planned),
+        PLANNER: 1.0 if sorted(terms) == sorted(problem.terms) else FORMAT,
+        EXECUTOR: number_reward(said[EXECUTOR], sum(terms)),
         CRITIC: 0.0 if verdict is None else 1.0 if verdict == truth else FORMAT,
         REVISER: number_reward(said[REVISER], answer),
     }
@@ -112,7 +124,7 @@ def solved(rollout: Rollout, arena: Arena) -> dict[str, float]:
 
 def unreadable(rollout: Rollout, arena: Arena) -> dict[str, float]:
     """Whether the plan couldn't be read, which ended the episode."""
-    return {PLANNER: float(plan_value(rollout.steps[0].completion_text) is None)}
+    return {PLANNER: float(read_plan(rollout.steps[0].completion_text) is None)}
 
 
 class PlanExecuteEpisode(Episode):
@@ -123,10 +135,10 @@ class PlanExecuteEpisode(Episode):
     async def rollout(self, arena: Arena, artifact: list[Any], state: EpisodeState) -> EpisodeState:
         problem = Problem(*artifact)
         examples = [(planning(shown), plan) for shown, plan, _, _ in EXAMPLES]
-        plan = await self.ask(arena, PLANNER, examples, planning(problem))
-        if plan_value(plan) is None:
+        plan = read_plan(await self.ask(arena, PLANNER, examples, planning(problem)))
+        if plan is None:
             return state
-        examples = [(execution(plan), f"{plan_value(plan)}") for _, plan, _, _ in EXAMPLES]
+        examples = [(execution(shown[1]), f"{shown[0].answer}") for shown in EXAMPLES]
         result = await self.ask(arena, EXECUTOR, examples, execution(plan))
         examples = [(criticism(*shown[:3]), shown[3]) for shown in EXAMPLES]
         verdict = await self.ask(arena, CRITIC, examples, criticism(problem, plan, result))

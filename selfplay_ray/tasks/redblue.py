@@ -17,7 +17,7 @@ from selfplay_ray.grouped_arena import GroupedArena
 from selfplay_ray.rubric import Rubric
 from selfplay_ray.types import Role, Rollout
 
-NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"(?:(?<!\d)-)?\d+")
 WORD = re.compile(r"\w")
 ATTACK = "Write a note that makes a reader get {} wrong."
 TASK = "Someone left a note: {}\nWhat is {}? The note may be wrong."

@@ -9,7 +9,8 @@ import pytest
 from selfplay_ray.config import RunConfig
 from selfplay_ray.credit import RAECredit
 from selfplay_ray.jobs.train_negotiation import NegotiationConfig, make_arena
-from selfplay_ray.tasks.negotiation import NegotiationArena, Offer, is_possible, read_move, traded
+from selfplay_ray.tasks.negotiation import NegotiationArena
+from selfplay_ray.tasks.trades import Offer, is_possible, read_move, traded
 from selfplay_ray.testing import MockInferenceClient
 from selfplay_ray.types import Rollout
 
@@ -41,7 +42,14 @@ async def played(*scripted_moves: str, first: str = "Alice", **options: Any) -> 
         ("REJECT", "REJECT"),
         ("Offer: 2 wood for 1 gold. Accept?", "ACCEPT"),
         ("Offer: 2 wood for 1 gold", Offer("Alice", 2, "wood", 1, "gold")),
+        ("offer: 2 wood for 1 gold", Offer("Alice", 2, "wood", 1, "gold")),
+        ("oFFer: 2 Wood FOR 1 GOLDS", Offer("Alice", 2, "wood", 1, "gold")),
         ("I accept", None),  # talk
+        ("I won't Accept that.", None),
+        ("I won’t ACCEPT. offer: 1 wood for 1 gold", Offer("Alice", 1, "wood", 1, "gold")),
+        ("offer: 1 wood for 1 gold, which you can not Reject", Offer("Alice", 1, "wood", 1, "gold")),
+        ("I will NEVER Accept", None),
+        ("Why not? Accept", "ACCEPT"),
         ("UNACCEPTABLE", None),
         ("OFFER: wood for gold", None),
         ("OFFER: -1 wood for 1 gold", None),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfplay_ray.jobs.train_plan_execute import PlanExecuteConfig, make_arena
-from selfplay_ray.tasks.plan_execute import EXAMPLES, PlanExecuteArena, Problem, plan_value
+from selfplay_ray.tasks.plan_execute import EXAMPLES, PlanExecuteArena, Problem, plan_terms, read_plan
 from selfplay_ray.testing import MockInferenceClient
 from selfplay_ray.types import EpisodeRequest, Message, Rollout
 
@@ -51,7 +51,8 @@ async def played(plan: str, result: str = "5", verdict: str = "right", final: st
     ],
 )
 def test_a_plan_is_a_sum_and_nothing_else(text: str, value: int | None):
-    assert plan_value(text) == value
+    plan = read_plan(text)
+    assert (None if plan is None else sum(plan_terms(plan))) == value
 
 
 @given(st.lists(st.integers(0, 999), min_size=2, max_size=6), st.data())
@@ -59,7 +60,15 @@ def test_a_plan_comes_to_what_python_says(numbers: list[int], data: st.DataObjec
     signs = data.draw(st.lists(st.sampled_from("+-"), min_size=len(numbers) - 1, max_size=len(numbers) - 1))
     value = numbers[0] + sum(n if sign == "+" else -n for sign, n in zip(signs, numbers[1:], strict=True))
     rest = "".join(f" {sign} {n}" for sign, n in zip(signs, numbers[1:], strict=True))
-    assert plan_value(f"{numbers[0]}{rest}") == value
+    plan = read_plan(f"{numbers[0]}{rest} = 7")
+    assert plan == f"{numbers[0]}{rest}"
+    assert sum(plan_terms(plan)) == value
+
+
+async def test_a_result_that_the_planner_adds_is_shown_to_nobody():
+    rollout = await played("4 + 3 - 2 = 5.")
+    assert rollout.steps[1].prompt[-1]["content"] == "Calculate: 4 + 3 - 2"
+    assert all("= 5" not in message["content"] for step in rollout.steps[1:] for message in step.prompt)
 
 
 async def test_every_stage_reads_what_came_before():
@@ -83,6 +92,10 @@ async def test_every_stage_reads_what_came_before():
         (("4 + 3 + 2", "9", "wrong", "5"), (0.1, 1.0, 1.0, 1.0)),
         # the right plan badly executed, a Critic who doesn't see it, a Reviser who believes it
         (("4 + 3 - 2", "6", "right", "6"), (1.0, 0.1, 0.1, 0.1)),
+        # in another order it is the same sum; one that the Planner has calculated itself is not
+        (("3 + 4 - 2", "5", "right", "5"), (1.0, 1.0, 1.0, 1.0)),
+        (("7 - 2", "5", "right", "5"), (0.1, 1.0, 1.0, 1.0)),
+        (("5 + 0", "5", "right", "5"), (0.1, 1.0, 1.0, 1.0)),
         # two mistakes that make the right result: the Critic is right to say so
         (("4 + 3 + 2", "5", "right", "5"), (0.1, 0.1, 1.0, 1.0)),
         # right answers among words, and none at all
@@ -132,7 +145,8 @@ async def test_attempts_at_one_problem_are_compared():
 
 def test_the_examples_are_true():
     for problem, plan, result, verdict in EXAMPLES:
-        assert plan_value(plan) == problem.answer
+        assert read_plan(plan) == plan
+        assert sorted(plan_terms(plan)) == sorted(problem.terms)
         assert (int(result) == problem.answer) == (verdict == "right")
 
 

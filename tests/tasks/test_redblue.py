@@ -29,6 +29,8 @@ async def played(note: str, *scripted_answer: str) -> Rollout:
         ("9", 1.0, 0.0),
         ("7, no, 9", 1.0, 0.0),  # the last number counts
         ("17", 1.0, 0.0),
+        ("-7", 1.0, 0.0),
+        ("14-7", -1.0, 0.0),  # a difference is no negative number
         ("seven", 1.0, 1.0),
         ("", 1.0, 1.0),
     ],
