@@ -42,7 +42,7 @@ SMALLER: dict[str, dict[str, object]] = {
 """What tasks take less time with."""
 
 EXTRAS = {"verifiers": "verifiers.v1"}
-"""What tasks need that isn't among what the tests need."""
+"""What tasks need beside the project itself."""
 
 
 def verdict(messages: Sequence[Message]) -> str:
