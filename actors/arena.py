@@ -191,14 +191,16 @@ class ArenaActor:
             ) from error
         self._in_background(self._confirm(worker, sent))
 
-    async def _confirm(self, worker: str, sent: Awaitable[None]) -> None:
-        """See that orders have arrived: what a worker is at that may have missed some is played elsewhere."""
+    async def _confirm(self, worker: str, sent: Awaitable[bool]) -> None:
+        """See that orders were taken: what a worker is at that may have missed some is played elsewhere."""
         try:
-            await sent
+            taken = await sent
         except RayActorError:
-            self._lose(worker)
-        else:
+            taken = False
+        if taken:
             self._wards[worker].hear()
+        else:
+            self._lose(worker)
 
     async def _put_what_is_credited(self) -> None:
         """One transaction after the other, so that a state never comes before a group that it says is credited."""

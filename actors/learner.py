@@ -32,7 +32,7 @@ from selfplay_ray.training.checkpoint_folder import (
 from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1
-LEASE_SECONDS = 0.5
+WAIT_SECONDS = 0.5
 """How long the queue waits for groups before the learner looks whether the arena is done."""
 STEPS_KNOWN = 5
 """How many steps it takes to know how long one may take."""
@@ -166,7 +166,7 @@ class Learner:
         while True:
             # What was put before the arena was done is there; so it is asked first.
             done: bool = ray.get(peers.arena.play_beside.remote(self._extra))
-            wait = 0.0 if done else LEASE_SECONDS
+            wait = 0.0 if done else WAIT_SECONDS
             lease: Lease | None = ray.get(
                 peers.queue.lease.remote(wanted, or_fewer=done, lease_id=lease_id, wait=wait)
             )

@@ -120,9 +120,9 @@ class ArenaProtocol(RestartedActor, Protocol):
 
 
 class WorkerProtocol(RestartedActor, Protocol):
-    """Plays episodes."""
+    """Plays episodes. ``accept`` tells whether it was connected, and took the orders."""
 
-    async def accept(self, orders: Orders) -> None: ...
+    async def accept(self, orders: Orders) -> bool: ...
 
 
 class EngineProtocol(RestartedActor, Protocol):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable
 from functools import partial
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 
 from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, Handle, Peers
@@ -18,6 +19,8 @@ from selfplay_ray.models import resolve_model
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.scheduling.messages import Orders, Report
 from selfplay_ray.scheduling.worker import EpisodeWorker
+
+RETRY_SECONDS = 1.0
 
 
 class RolloutWorker:
@@ -35,20 +38,24 @@ class RolloutWorker:
         self._worker = EpisodeWorker(self._context.arena, client, judge, partial(self._report, peers.arena))
 
     async def _report(self, arena: Handle, report: Report) -> Orders | None:
-        try:
-            answer: Awaitable[Orders | None] = arena.report.remote(self._context.name, report)
-        except Exception as error:  # what an episode left there may raise anything when it is pickled
-            raise TypeError(str(error.__cause__ or error)) from error  # without Ray's long account
-        try:
-            return await answer
-        except RayActorError:
-            pass  # lost with the arena, which is replaced and asks for all of it anew
-        except Exception as error:  # noqa: BLE001 -- what can be pickled can't always be unpickled, on either side
-            arena.fail.remote(
-                f"a report of {self._context.name} could not be read by the arena, or not be answered: "
-                f"{root_cause(error)!r}"
-            )
-        return None
+        """What the arena answers; asked again where that was lost, because orders may be lost with it."""
+        while True:
+            try:
+                answer: Awaitable[Orders | None] = arena.report.remote(self._context.name, report)
+            except Exception as error:  # what an episode left there may raise anything when it is pickled
+                raise TypeError(_told(error.__cause__ or error)) from error  # without Ray's long account
+            try:
+                return await answer
+            except ActorDiedError:  # for good, and the run is over
+                return None
+            except RayActorError:
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:  # noqa: BLE001 -- what can be pickled can't always be unpickled, on either side
+                arena.fail.remote(
+                    f"a report of {self._context.name} could not be read by the arena, or not be answered: "
+                    f"{_told(root_cause(error))}"
+                )
+                return None
 
     def make_client(self, peers: Peers) -> ModelClient:
         """What answers the roles. Takes a second: it reads the tokenizer."""
@@ -60,9 +67,16 @@ class RolloutWorker:
     async def connected(self) -> bool:
         return self._worker is not None
 
-    async def accept(self, orders: Orders) -> None:
-        if self._worker is not None:  # else it was replaced, and is about to be connected
-            self._worker.accept(orders)
+    async def accept(self, orders: Orders) -> bool:
+        if self._worker is None:  # it was replaced, and is about to be connected
+            return False
+        self._worker.accept(orders)
+        return True
 
     def get_policy_version(self) -> int:
         return self._worker.get_policy_version() if self._worker else 0
+
+
+def _told(error: BaseException) -> str:
+    """What it is and says, also where asking it to raises another error."""
+    return traceback.format_exception_only(error)[-1].strip()

@@ -60,7 +60,7 @@ class WorkerSide:
 
     def arrived(self, orders: Orders) -> list[Orders]:
         """What is to be done now that ``orders`` are here; those that came before their turn wait for it."""
-        if orders.afresh:
+        if orders.afresh and orders.number > self.began:
             self.began = self._next = orders.number
             self._early = {number: early for number, early in self._early.items() if number > self._next}
         if orders.number >= self._next:

@@ -62,7 +62,7 @@ class Orders:
     number: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.assignments or self.deliveries or self.cancelled)
+        return bool(self.afresh or self.assignments or self.deliveries or self.cancelled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,10 @@ class _Run:
 
 @dataclass(slots=True)
 class _Worker:
-    """``load`` is how many of its episodes play and don't wait for children."""
+    """``load`` is how many of its episodes play and don't wait for children, ``held`` how many it has."""
 
     load: int = 0
+    held: int = 0
     line: ArenaSide = field(default_factory=ArenaSide)
 
 
@@ -236,20 +237,23 @@ class Scheduler:
             worker, attempt = self._worker_for(node), next(self._attempts)
             node.queued, node.runs[attempt] = None, _Run(worker, self._clock())
             self._workers[worker].load += 1
+            self._workers[worker].held += 1
             assignment = Assignment(node.request, attempt, list(node.answers.values()))
             self._orders(worker).assignments.append(assignment)
 
     def _worker_for(self, node: _Node) -> str:
-        """One that isn't at it already, unless all are: the parent's if it is hardly busier than others, or else the
-        one with the least to do."""
+        """One that isn't at it already, unless all are: for a child its parent's, unless that plays something while
+        another has nothing at all to do, or is far busier; otherwise the one with the least to do."""
         at_it = {run.worker for run in node.runs.values()}
-        free = [worker for worker in self._workers if worker not in at_it] if at_it else []
-        least = min(free or self._workers, key=self.running)
-        if node.parent is None:
-            return least
-        parents = {run.worker for run in self._nodes[node.parent].runs.values()} - at_it
-        home = min(parents, key=self.running, default=least)
-        return home if self.running(home) <= self.running(least) + MORE_AT_HOME else least
+        candidates = [worker for worker in self._workers if worker not in at_it] or list(self._workers)
+        least = min(candidates, key=self.running)
+        parents = self._nodes[node.parent].runs.values() if node.parent else ()
+        home = min({run.worker for run in parents} - at_it, key=self.running, default=least)
+        if not self.running(home):
+            return home
+        idle = next((worker for worker in candidates if not self._workers[worker].held), None)
+        far_busier = self.running(home) > self.running(least) + MORE_AT_HOME
+        return idle or (least if far_busier else home)
 
     def _orders(self, worker: str) -> Orders:
         """What it will be told next."""
@@ -295,6 +299,7 @@ class Scheduler:
         if not node.waits(run):
             self._stop_playing(run)
         del node.runs[finished.attempt]
+        self._workers[worker].held -= 1
         played = self._seconds.setdefault(node.request.episode_type, deque(maxlen=REMEMBERED))
         played.append(run.played)
         self._end(node, finished.rollout, run.asked)
@@ -357,4 +362,5 @@ class Scheduler:
         del self._nodes[node.request.id]
         for attempt, run in node.runs.items():
             self._workers[run.worker].load -= not node.waits(run)
+            self._workers[run.worker].held -= 1
             self._orders(run.worker).cancelled.append((node.request.id, attempt))

@@ -176,13 +176,15 @@ class EpisodeWorker:
 
     async def _report_all(self) -> None:
         """Send report after report, until there is nothing to tell."""
-        while self._report:
-            report, self._report = self._report, Report()
-            try:
-                await self._exchange(report)
-            except TypeError:
-                await self._send_singly(report)
-        self._reporting = None
+        try:
+            while self._report:
+                report, self._report = self._report, Report()
+                try:
+                    await self._exchange(report)
+                except TypeError:
+                    await self._send_singly(report)
+        finally:
+            self._reporting = None
 
     async def _exchange(self, report: Report) -> None:
         """Send ``report``, and do as the arena answers."""

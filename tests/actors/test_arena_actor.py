@@ -78,14 +78,36 @@ class Silent:
     def accept(self) -> Silent:
         return self
 
-    async def remote(self, orders: Orders) -> None:
+    async def remote(self, orders: Orders) -> bool:
         self.orders += self.line.arrived(orders)
+        return True
 
     async def tell(self, actor: ArenaActor, report: Report) -> None:
         """``report``, and take what the arena answers."""
         answer = await actor.report("silent", self.line.sending(report))
         if answer is not None:
             await self.remote(answer)
+
+
+class Connected(Fresh):
+    async def remote(self) -> bool:
+        return True
+
+
+class NotYet(Silent):
+    """One whose connection is made by the time that somebody asks, but not when it is first sent orders."""
+
+    connected = Connected()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missed = 0
+
+    async def remote(self, orders: Orders) -> bool:
+        if self.missed:
+            return await super().remote(orders)
+        self.missed += 1
+        return False
 
 
 async def started(arena: Arena, folder: Path, queue: Fresh | None = None, **workers: Silent) -> ArenaActor:
@@ -138,6 +160,17 @@ async def test_a_batch_that_raises_is_a_bug_and_the_failure_all_the_same(tmp_pat
     failure = str((await actor.status()).failure)
     assert "return self.batch(self._batches)" in failure  # its traceback, for whoever wrote it
     assert failure.endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+async def test_what_a_worker_could_not_take_it_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("selfplay_ray.actors.supervision.HEARTBEAT_SECONDS", 0.01)
+    worker = NotYet()
+    await started(Playing(lambda number: [EpisodeRequest("speak", 0)] * 2), tmp_path, silent=worker)
+    while not worker.orders:
+        await asyncio.sleep(0.01)
+    assert worker.missed == 1
+    assert worker.orders[0].afresh
+    assert len(worker.orders[0].assignments) == 4
 
 
 async def play_all(actor: ArenaActor, worker: Silent) -> None:

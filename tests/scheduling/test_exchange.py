@@ -37,10 +37,12 @@ def test_orders_that_overtake_others_wait_for_them():
 
 def test_there_is_nothing_to_take_where_there_is_nothing_to_tell():
     arena = ArenaSide()
-    assert arena.take(1) is None
-    assert ordered(arena, "a").afresh
+    begin = arena.take(1)
+    assert begin is not None
+    assert begin.afresh  # which is something to tell
     assert arena.take(1) is None
     assert not ordered(arena, "b").afresh
+    assert arena.take(1) is None
 
 
 def test_a_worker_that_begins_afresh_forgets_what_was_on_its_way():
@@ -52,6 +54,19 @@ def test_a_worker_that_begins_afresh_forgets_what_was_on_its_way():
     assert names(worker.arrived(then)) == []
     assert names(worker.arrived(begin)) == ["b", "c"]
     assert names(worker.arrived(late)) == []
+
+
+def test_who_is_told_twice_to_begin_afresh_begins_once():
+    """Also when it comes late: what it plays by then stays."""
+    before, worker = ArenaSide(), WorkerSide()
+    first, second = ordered(before, "a"), ordered(before, "b")
+    assert names(worker.arrived(first)) == ["a"]
+    assert names(worker.arrived(second)) == ["b"]
+    assert names(worker.arrived(first)) == []
+    after = ArenaSide()
+    assert names(worker.arrived(ordered(after, "c"))) == ["c"]
+    assert names(worker.arrived(first)) == []
+    assert names(worker.arrived(ordered(after, "d"))) == ["d"]
 
 
 def test_a_process_that_took_a_workers_place_waits_for_its_beginning():
