@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Awaitable
 from functools import partial
 
@@ -51,9 +50,10 @@ class RolloutWorker:
             except RayActorError:
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:  # noqa: BLE001 -- what can be pickled can't always be unpickled, on either side
+                cause = root_cause(error)
                 arena.fail.remote(
                     f"a report of {self._context.name} could not be read by the arena, or not be answered: "
-                    f"{_told(root_cause(error))}"
+                    f"{type(cause).__name__}: {_told(cause)}"
                 )
                 return None
 
@@ -78,5 +78,8 @@ class RolloutWorker:
 
 
 def _told(error: BaseException) -> str:
-    """What it is and says, also where asking it to raises another error."""
-    return traceback.format_exception_only(error)[-1].strip()
+    """What it says, or what it is where asking it raises another error."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001
+        return type(error).__name__

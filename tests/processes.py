@@ -44,6 +44,14 @@ def actors() -> dict[int, str]:
     }
 
 
+def actors_left(seconds: float = 10.0) -> list[str]:
+    """The classes of those that don't go away within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while (left := list(actors().values())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
 def titles() -> dict[int, str]:
     """What everything that runs calls itself."""
     return {int(pid): title for pid, _, _, title in _ps()}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import ray
-from processes import actors
 
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.actors.rollout_worker import RolloutWorker
@@ -140,11 +139,3 @@ def modelless(config: RunConfig, **places: ActorSpec) -> ClusterSpec:
         "worker": replace(spec.worker, cls=SeedWorker),
     }
     return replace(spec, **{**light, **places})
-
-
-def actors_left(seconds: float = 10.0) -> list[str]:
-    """The classes of the actors of this process' Ray that don't go away within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while (left := list(actors().values())) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left

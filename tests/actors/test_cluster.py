@@ -15,6 +15,7 @@ from typing import Any
 import games
 import pytest
 import ray
+from processes import actors_left
 from ray import cloudpickle
 
 from selfplay_ray.actors.cluster import Cluster
@@ -44,7 +45,7 @@ Config = Callable[..., RunConfig]
 def nothing_left() -> Iterator[None]:
     """However a run ends, its actors are gone."""
     yield
-    assert games.actors_left() == []
+    assert actors_left() == []
 
 
 def trees(config: RunConfig) -> list[RolloutRow]:

@@ -16,6 +16,7 @@ import games
 import httpx
 import pytest
 import ray
+from processes import actors_left
 from ray import cloudpickle
 from serving import models_at, serving
 
@@ -185,7 +186,7 @@ def test_an_endpoint_that_is_not_there_is_one_sentence_and_leaves_no_actor(short
         ClusterError, match=rf"^the endpoint {url} can't be reached: .*; start it, or leave it out"
     ):
         train(games.SpeakArena(), config, spec=games.modelless(config))
-    assert games.actors_left() == []
+    assert actors_left() == []
     assert not (config.output_dir / config.name).exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import games
 import numpy as np
 import pytest
+from processes import actors_left
 from ray import cloudpickle
 
 from selfplay_ray.actors.run import train
@@ -262,4 +263,4 @@ def test_a_model_that_cannot_be_read_is_one_sentence_and_leaves_no_actor(
     config = short_run(model_path=str(broken))
     with pytest.raises(ModelError, match=f"^the model in {broken} can't be loaded: .*$"):
         train(games.SpeakArena(), config)
-    assert games.actors_left() == []
+    assert actors_left() == []
