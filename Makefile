@@ -1,7 +1,7 @@
 # make demo    train the proposer and the solver on a small model, on a local Ray cluster, until reward rises
 # make test    the checks, then the tests
 # make check   ruff, mypy, import-linter
-# make chaos   the long forms of tests/chaos: kills, faults, lost machines, a soak; half an hour
+# make chaos   the long forms of tests/chaos (kills, faults, lost machines, a soak), a thousand programs in the sandbox; 40 minutes
 # make bench   every benchmark, one JSON object a line
 # make clean   remove what the above made
 #
@@ -32,7 +32,7 @@ check: $(VENV)/.installed-dev
 	$(RUN)/lint-imports
 
 chaos: $(VENV)/.installed-dev
-	CHAOS=long $(RUN)/python -m pytest tests/chaos --timeout 3000 -s
+	CHAOS=long SELFPLAY_SANDBOX_RUNS=1000 $(RUN)/python -m pytest tests/chaos tests/sandbox/test_endings.py --timeout 3000 -s
 
 bench: $(VENV)/.installed
 	$(RUN)/selfplay bench --json
