@@ -137,19 +137,23 @@ class NumPyLlama:
 
     def hidden(self, tokens: np.ndarray, kv: BatchKV) -> np.ndarray:
         """The last hidden states, float32[B, hidden], of rows that go on with ``tokens`` [B, T]; ``kv`` grows."""
-        for linear in self._linears:
-            linear.select()
         batch, count = tokens.shape
-        positions = self._positions(kv, count)
-        h = self._embedding[tokens.reshape(-1)]
+        length = kv.reserve(count)
+        order = np.argsort(kv.slots)  # everything is computed in the order in which keys and values lie
+        for linear in self._linears:
+            linear.select(order)
+        positions = self._positions(kv.lengths[order], count, length)
+        h = self._embedding[tokens[order].reshape(-1)]
         space = Workspace.of(self._layers[0], len(h))
         with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
             for number, layer in enumerate(self._layers):
-                self._attention(layer, h, space, positions, (kv.keys[number], kv.values[number]))
+                self._attention(
+                    layer, h, space, positions, (kv.keys[:batch, number], kv.values[:batch, number])
+                )
                 self._mlp(layer, h, space)
             last = _normed(h.reshape(batch, count, -1)[:, -1], self._norm)
         kv.lengths = kv.lengths + count
-        return last
+        return last[kv.slots]
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """float32[B, V] of hidden states [B, hidden]."""
@@ -157,20 +161,19 @@ class NumPyLlama:
         self._multiply(hidden, [(self._head, logits)])
         return logits
 
-    def _positions(self, kv: BatchKV, count: int) -> Positions:
-        length = kv.reserve(count)
+    def _positions(self, lengths: np.ndarray, count: int, length: int) -> Positions:
         while length > len(self._cosines):
             more = _rotations(self._rope, self.width, len(self._cosines))
             self._cosines = np.concatenate([self._cosines, more[0]])
             self._sines = np.concatenate([self._sines, more[1]])
-        alike = bool((kv.lengths == kv.lengths[0]).all())
-        at = (kv.lengths[:1] if alike else kv.lengths)[:, None] + np.arange(count)
+        alike = bool((lengths == lengths[0]).all())
+        at = (lengths[:1] if alike else lengths)[:, None] + np.arange(count)
         bias = None
         if count > 1 or not alike:
             seen = np.arange(length) <= at[..., None]
             bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
         cosines, sines = self._cosines[at][:, None, None], self._sines[at][:, None, None]
-        return Positions(length, at, int(kv.lengths[0]) if alike else None, cosines, sines, bias)
+        return Positions(length, at, int(lengths[0]) if alike else None, cosines, sines, bias)
 
     def _attention(
         self, layer: Layer, h: np.ndarray, space: Workspace, positions: Positions, kv: KeysValues

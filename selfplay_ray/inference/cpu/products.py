@@ -38,15 +38,16 @@ class Linear:
         self._factors: Factors | None = None
         self._own: np.ndarray | None = None
 
-    def select(self) -> None:
-        """Compute what follows with the adapters that are selected now; MLX's arrays are read in this thread only."""
+    def select(self, order: np.ndarray) -> None:
+        """Compute what follows with the adapters that are selected now, of the rows ``order``; MLX's arrays are read in
+        this thread only."""
         if self._adapted is None:
             return
         if self._adapted.factors is not self._selected:
             self._selected = factors = self._adapted.factors
             self._factors = None if factors is None else (np.asarray(factors[0]), np.asarray(factors[1]))
         own = self._adapted.own
-        self._own = None if own is None else np.asarray(own) > 0
+        self._own = None if own is None else np.asarray(own)[order] > 0
 
     def is_small(self, rows: int) -> bool:
         """Whether a product with so many rows is computed without packing. A row's result is then the same to the
