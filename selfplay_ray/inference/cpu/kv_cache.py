@@ -10,9 +10,11 @@ come and go in memory that stays: who leaves, leaves a slot for the next.
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -25,24 +27,31 @@ WASTE = 2
 UNBOUNDED = sys.maxsize
 """Where nothing is known of how long a sequence may become."""
 
+POSITIONS = 16
+"""A batch has room for a multiple of so many."""
+
+WORTH_SHARING = 256
+"""Positions that are not read again: for fewer it isn't worth it to look at rows of a common beginning together."""
+
 
 class SequenceKV:
-    """Keys and values of one sequence, [layers, heads, n, width] each; never written to.
+    """Keys [layers, heads, width, n] and values [layers, heads, n, width] of one sequence; never written to.
 
-    ``longest`` is how many positions it may come to hold. What was cut from a batch lies in a slot of the batch's
-    memory until it is detached; the batch does that itself before it gives the slot to others, of which it knows by
-    ``cut``.
+    ``longest`` is how many positions it may come to hold. Sequences of one ``source`` were copied from the same, and
+    begin alike. What was cut from a batch lies in a slot of the batch's memory until it is detached; the batch does
+    that itself before it gives the slot to others, of which it knows by ``cut``.
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, longest: int = UNBOUNDED) -> None:
         self.keys, self.values, self.longest = keys, values, longest
+        self.source: Source = object()
         self._cut: Cut | None = None
 
     @classmethod
     def new(cls, layers: int, heads: int, width: int) -> Self:
         """Of a sequence of which nothing was run yet."""
-        nothing = np.zeros((layers, heads, 0, width), dtype=np.float32)
-        return cls(nothing, nothing)
+        keys = np.zeros((layers, heads, width, 0), dtype=np.float32)
+        return cls(keys, keys.swapaxes(-1, -2))
 
     @classmethod
     def cut(cls, keys: np.ndarray, values: np.ndarray, longest: int, slot: int, cut: Cut) -> Self:
@@ -55,15 +64,23 @@ class SequenceKV:
     @staticmethod
     def merge(sequences: Sequence[SequenceKV]) -> BatchKV:
         """A batch of copies."""
-        layers, heads, _, width = sequences[0].keys.shape
+        layers, heads, width, _ = sequences[0].keys.shape
         batch = BatchKV.empty(layers, heads, width)
-        batch.append(sequences)
+        batch.append(sequences, [sequence.start for sequence in sequences])
         return batch
 
     def __copy__(self) -> SequenceKV:
         if self._cut is None:
-            return SequenceKV(self.keys, self.values, self.longest)
-        return SequenceKV.cut(self.keys, self.values, self.longest, self._cut[self], self._cut)
+            twin = SequenceKV(self.keys, self.values, self.longest)
+        else:
+            twin = SequenceKV.cut(self.keys, self.values, self.longest, self._cut[self], self._cut)
+        twin.source = self.source
+        return twin
+
+    @property
+    def start(self) -> Start:
+        """What rows that go on with it have in common."""
+        return Start(self.source, self.size())
 
     def growing_to(self, longest: int) -> SequenceKV:
         """The same, of which is known how many positions it may come to hold."""
@@ -79,7 +96,7 @@ class SequenceKV:
             self._cut = None
 
     def size(self) -> int:
-        return int(self.keys.shape[2])
+        return int(self.keys.shape[3])
 
     def is_trimmable(self) -> bool:
         return True
@@ -88,7 +105,7 @@ class SequenceKV:
         """Forget the last ``count`` positions; how many these were."""
         left = max(0, self.size() - count)
         count = self.size() - left
-        self.keys, self.values = self.keys[:, :, :left], self.values[:, :, :left]
+        self.keys, self.values = self.keys[..., :left], self.values[..., :left, :]
         return count
 
     @property
@@ -101,16 +118,33 @@ class SequenceKV:
         return int(self.keys.nbytes + self.values.nbytes)
 
 
+Source = object
+
 Cut = WeakKeyDictionary[SequenceKV, int]
 """Sequences that lie in a batch's memory, and in which slot."""
 
 
-class BatchKV:
-    """Keys and values of B rows, of which row b holds ``lengths[b]`` positions in slot ``slots[b]`` of ``keys`` and
-    ``values``, [slots, layers, heads, capacity, width] each.
+class Start(NamedTuple):
+    """Where a row began: with a copy of the first ``length`` positions of ``source``."""
 
-    When a batch is run its rows fill the first B slots, in any order. Rows stay where they are as others leave, but
-    the last, which fill the gaps.
+    source: Source
+    length: int
+
+
+class Run(NamedTuple):
+    """Slots from ``start`` to ``stop`` of whose rows the first ``shared`` positions are the same."""
+
+    start: int
+    stop: int
+    shared: int
+
+
+class BatchKV:
+    """Keys and values of B rows, of which row b holds ``lengths[b]`` positions in slot ``slots[b]`` of ``keys``
+    [slots, layers, heads, width, capacity] and ``values`` [slots, layers, heads, capacity, width].
+
+    When a batch is run its rows fill the first B slots, in any order but that rows of a common beginning are beside
+    each other. Rows stay where they are as others leave, but some that fill the gaps.
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray) -> None:
@@ -118,6 +152,7 @@ class BatchKV:
         self.lengths, self.slots, self._longest, self._padding = (
             np.zeros(0, dtype=np.int64) for _ in range(4)
         )
+        self._starts: list[Start] = []
 
     def _hold(self, keys: np.ndarray, values: np.ndarray) -> None:
         """Live in this memory, of zeros, from now on."""
@@ -131,8 +166,8 @@ class BatchKV:
     @classmethod
     def empty(cls, layers: int, heads: int, width: int) -> Self:
         """Of no rows, and without memory."""
-        nothing = np.zeros((0, layers, heads, 0, width), dtype=np.float32)
-        return cls(nothing, nothing)
+        keys = np.zeros((0, layers, heads, width, 0), dtype=np.float32)
+        return cls(keys, keys.swapaxes(-1, -2))
 
     def reserve(self, count: int) -> int:
         """Let the rows be in the first slots and have room for ``count`` more positions, which will be written; how
@@ -142,8 +177,20 @@ class BatchKV:
         self._written[self.slots] = np.maximum(self._written[self.slots], self.lengths + count)
         return needed
 
-    def append(self, sequences: Sequence[SequenceKV]) -> None:
-        """Add rows that go on with copies of ``sequences``."""
+    def runs(self, unit: int) -> list[Run]:
+        """The first B slots, as few runs as possible; ``shared`` are multiples of ``unit``."""
+        runs: list[Run] = []
+        rows, groups = np.argsort(self.slots), self._groups()
+        for source, group in itertools.groupby(range(len(rows)), lambda slot: groups[rows[slot]]):
+            slots = [*group]
+            shared = min(self._starts[rows[slot]].length for slot in slots) // unit * unit if source else 0
+            if runs and not shared and not runs[-1].shared:
+                slots[0] = runs.pop().start
+            runs.append(Run(slots[0], slots[-1] + 1, shared))
+        return runs
+
+    def append(self, sequences: Sequence[SequenceKV], starts: Sequence[Start]) -> None:
+        """Add rows that go on with copies of ``sequences``, and have begun with ``starts``."""
         rows, lengths = len(self.lengths), [sequence.size() for sequence in sequences]
         longest = [sequence.longest for sequence in sequences]
         self._settle(rows + len(sequences), max([*lengths, *self.lengths]), max(longest))
@@ -153,13 +200,14 @@ class BatchKV:
         self.lengths = np.concatenate([self.lengths, lengths])
         self._longest = np.concatenate([self._longest, longest])
         self._padding = np.concatenate([self._padding, np.zeros_like(lengths)])
+        self._starts = [*self._starts, *starts]
 
     def append_last(self, other: BatchKV, rows: Sequence[int]) -> None:
         """Let row b go on with the last position of ``other``'s row ``rows[b]``, which was as long."""
         self.reserve(1)
         last, theirs = self.lengths, other.slots[list(rows)]
         # Indices on both sides of a slice: their axis comes first.
-        self.keys[self.slots, :, :, last] = other.keys[theirs, :, :, last]
+        self.keys[self.slots, ..., last] = other.keys[theirs, ..., last]
         self.values[self.slots, :, :, last] = other.values[theirs, :, :, last]
         self.lengths = last + 1
 
@@ -172,16 +220,17 @@ class BatchKV:
         kept = list(keep)
         self.lengths, self.slots = self.lengths[kept], self.slots[kept]
         self._longest, self._padding = self._longest[kept], self._padding[kept]
+        self._starts = [self._starts[row] for row in kept]
 
     def extend(self, other: BatchKV) -> None:
         """Let the rows of ``other`` follow one's own."""
-        self.append([other.extract(row) for row in range(len(other.lengths))])
+        self.append([other.extract(row) for row in range(len(other.lengths))], other._starts)
         self._padding[-len(other.lengths) :] = other._padding
 
     def extract(self, row: int) -> SequenceKV:
         """What row ``row`` holds, still in the batch's memory."""
         slot, held = int(self.slots[row]), slice(0, int(self.lengths[row]))
-        keys, values = self.keys[slot, :, :, held], self.values[slot, :, :, held]
+        keys, values = self.keys[slot, ..., held], self.values[slot, ..., held, :]
         return SequenceKV.cut(keys, values, int(self._longest[row]), slot, self._cut)
 
     def prepare(self, *, right_padding: Sequence[int], **_lengths: object) -> None:
@@ -214,40 +263,56 @@ class BatchKV:
     def _used(self) -> int:
         return int(np.flatnonzero(self._written).max(initial=-1)) + 1
 
+    def _groups(self) -> list[Source | None]:
+        """For each row the source of which it and others have so much that it is worth being beside each other."""
+        rows = Counter(id(start.source) for start in self._starts)
+        return [
+            source if (rows[id(source)] - 1) * length >= WORTH_SHARING else None
+            for source, length in self._starts
+        ]
+
     def _settle(self, rows: int, needed: int, longest: int = 0) -> None:
         """Let the rows be in the first slots, of ``rows`` with room for ``needed`` positions."""
-        slots, *_, capacity, _ = self.keys.shape
+        slots, *_, capacity = self.keys.shape
         enough = max(needed, min(2 * needed + ROOM, max([longest, *self._longest])))
+        enough = -(-enough // POSITIONS) * POSITIONS
         apart = len(self._owners) == 1 or (rows == len(self.slots) and (self.slots < rows).all())
         wasteful = self._used * capacity > WASTE * rows * enough
         if rows > slots or needed > capacity or not apart or wasteful:
             self._move(rows, enough)
             return
-        free = sorted(set(range(len(self.slots))) - set(self.slots.tolist()))
+        there = dict(sorted((int(slot), row) for row, slot in enumerate(self.slots)))
+        for gap in sorted(set(range(len(there))) - set(there)):
+            self._close(gap, there)
+
+    def _close(self, gap: int, there: dict[int, int]) -> None:
+        """Fill ``gap``; ``there`` are the rows by their slots, and are kept so. Of every group behind the gap the last
+        row moves to before its first, so that all stay together."""
         self.slots = self.slots.copy()  # a twin may have the same
-        for row, slot in zip(np.flatnonzero(self.slots >= len(self.slots)), free, strict=True):
+        groups, behind = self._groups(), [slot for slot in sorted(there) if slot > gap]
+        for _, group in itertools.groupby(behind, lambda slot: groups[there[slot]]):
+            *_, last = group
+            row = there.pop(last)
             held = slice(0, int(self.lengths[row]))
-            there = int(self.slots[row])
-            self._put(slot, self.keys[there, :, :, held], self.values[there, :, :, held])
-            self.slots[row] = slot
+            self._put(gap, self.keys[last, ..., held], self.values[last, ..., held, :])
+            self.slots[row], there[gap], gap = gap, row, last
 
     def _move(self, rows: int, capacity: int) -> None:
         """Live in memory of one's own, with room for ``rows`` of ``capacity`` positions, and for more rows."""
-        sequences = [self.extract(row) for row in range(len(self.lengths))]
-        _, layers, heads, _, width = self.keys.shape
+        sequences = [self.extract(row) for row in np.argsort(self.slots)]
+        _, layers, heads, width, _ = self.keys.shape
         self._owners.discard(self)
-        shape = (2 * rows, layers, heads, capacity, width)
-        self._hold(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
+        keys = np.zeros((2 * rows, layers, heads, width, capacity), dtype=np.float32)
+        self._hold(keys, np.zeros((2 * rows, layers, heads, capacity, width), dtype=np.float32))
         for slot, sequence in enumerate(sequences):
             self._put(slot, sequence.keys, sequence.values)
-        self.slots = np.arange(len(sequences))
+        self.slots = np.argsort(np.argsort(self.slots))
 
     def _put(self, slot: int, keys: np.ndarray, values: np.ndarray) -> None:
-        """Write [layers, heads, n, width] to a slot nobody is in any more."""
+        """Write keys [layers, heads, width, n] and values [layers, heads, n, width] to a slot nobody is in any more."""
         for sequence in [sequence for sequence, where in self._cut.items() if where == slot]:
             sequence.detach()
-        length, written = keys.shape[2], int(self._written[slot])
-        for side, new in ((self.keys, keys), (self.values, values)):
-            side[slot, :, :, :length] = new
-            side[slot, :, :, length:written] = 0
+        length, written = keys.shape[3], int(self._written[slot])
+        self.keys[slot, ..., :length], self.values[slot, ..., :length, :] = keys, values
+        self.keys[slot, ..., length:written], self.values[slot, ..., length:written, :] = 0, 0
         self._written[slot] = length

@@ -18,6 +18,9 @@ BLOCK = 16
 SMALL = 1_000_000
 """The multiplications up to which OpenBLAS takes a product for small; beyond, it packs."""
 
+SMALL_TRANSPOSED = 1_200
+"""The results up to which it does so where the second matrix lies transposed, as weights do."""
+
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -52,7 +55,7 @@ class Linear:
     def is_small(self, rows: int) -> bool:
         """Whether a product with so many rows is computed without packing. A row's result is then the same to the
         last bit, whatever else is in the product and however its columns are shared."""
-        return rows * BLOCK * self._inputs <= SMALL
+        return rows * BLOCK <= SMALL_TRANSPOSED and rows * BLOCK * self._inputs <= SMALL
 
     def part(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
         """Compute ``columns`` of y [N, out] from x [N, in]; they begin between blocks, and end so or with y."""

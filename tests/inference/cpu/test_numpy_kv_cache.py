@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.inference.cpu.kv_cache import UNBOUNDED, BatchKV, SequenceKV
+from selfplay_ray.inference.cpu.kv_cache import POSITIONS, UNBOUNDED, BatchKV, SequenceKV
 from selfplay_ray.inference.kv_cache import ROOM
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
@@ -16,8 +16,12 @@ LAYERS, HEADS, WIDTH = 2, 3, 4
 
 def sequence(length: int, value: int, longest: int = UNBOUNDED) -> SequenceKV:
     keys = value + np.arange(LAYERS * HEADS * length * WIDTH, dtype=np.float32) / 1e6
-    keys = keys.reshape(LAYERS, HEADS, length, WIDTH)
-    return SequenceKV(keys, -keys, longest)
+    values = keys.reshape(LAYERS, HEADS, length, WIDTH)
+    return SequenceKV(-values.swapaxes(-1, -2), values, longest)
+
+
+def up(positions: int) -> int:
+    return -(-positions // POSITIONS) * POSITIONS
 
 
 def same(a: SequenceKV, b: SequenceKV) -> bool:
@@ -35,17 +39,18 @@ def run(batch: BatchKV, value: int) -> SequenceKV:
     length = batch.reserve(1)
     rows = len(batch.lengths)
     assert sorted(batch.slots.tolist()) == list(range(rows))
-    for keys, at in zip(batch.keys[:rows], batch.lengths[np.argsort(batch.slots)], strict=True):
-        assert not keys[:, :, at:length].any()  # what isn't attended to is a number
+    for slot, at in zip(batch.slots, batch.lengths, strict=True):
+        for side in (batch.keys[slot].swapaxes(-1, -2), batch.values[slot]):
+            assert not side[:, :, at:length].any()  # what isn't attended to is a number
     new = sequence(1, value)
     for slot, at in zip(batch.slots, batch.lengths, strict=True):
-        batch.keys[slot, :, :, at], batch.values[slot, :, :, at] = new.keys[:, :, 0], new.values[:, :, 0]
+        batch.keys[slot, ..., at], batch.values[slot, :, :, at] = new.keys[..., 0], new.values[:, :, 0]
     batch.lengths = batch.lengths + 1
     return new
 
 
 def joined(a: SequenceKV, b: SequenceKV) -> SequenceKV:
-    return SequenceKV(np.concatenate([a.keys, b.keys], axis=2), np.concatenate([a.values, b.values], axis=2))
+    return SequenceKV(np.concatenate([a.keys, b.keys], axis=3), np.concatenate([a.values, b.values], axis=2))
 
 
 def test_rows_are_merged_taken_left_out_and_joined() -> None:
@@ -108,6 +113,22 @@ def test_who_comes_takes_the_memory_of_who_has_left() -> None:
     assert batch.keys is memory
 
 
+def test_rows_of_a_common_beginning_stay_together() -> None:
+    a, b = sequence(200, 1), sequence(140, 2)
+    batch = SequenceKV.merge([sequence(9, 3), a, a, a, sequence(8, 4), sequence(7, 5), b, b, b, b])
+    assert [tuple(run) for run in batch.runs(64)] == [(0, 1, 0), (1, 4, 192), (4, 6, 0), (6, 10, 128)]
+    batch.filter([1, 3, 4, 5, 6, 8, 9])
+    batch.reserve(1)
+    assert sorted(run.stop - run.start for run in batch.runs(64) if run.shared) == [3]  # 200 aren't worth it
+    assert sum(run.stop - run.start for run in batch.runs(64)) == 7
+    batch.filter([0, 2, 3, 5])  # one of each: nothing is in common any more
+    batch.reserve(1)
+    assert [tuple(run) for run in batch.runs(64)] == [(0, 4, 0)]
+    trimmed = copy.copy(a)
+    trimmed.trim(100)
+    assert [tuple(run) for run in SequenceKV.merge([a] * 4 + [trimmed] * 4).runs(64)] == [(0, 8, 64)]
+
+
 def test_what_is_no_longer_worth_keeping_is_given_back() -> None:
     short, long = sequence(5, 1), sequence(50 * ROOM, 3)
     batch = SequenceKV.merge([short, long])
@@ -139,32 +160,32 @@ def test_the_last_position_is_handed_to_all_of_a_kind() -> None:
     some = batch.take([0, 1])
     some.reserve(1)
     for row, length in enumerate((5, 3)):
-        some.keys[row, :, :, length] = some.values[row, :, :, length] = row + 7
+        some.keys[row, ..., length] = some.values[row, :, :, length] = row + 7
     batch.append_last(some, [0, 1, 0, 1])
     assert batch.lengths.tolist() == [6, 4, 6, 4]
     for row in range(4):
-        assert (batch.extract(row).keys[:, :, -1] == row % 2 + 7).all()
+        assert (batch.extract(row).keys[..., -1] == row % 2 + 7).all()
         assert (batch.extract(row).values[:, :, -1] == row % 2 + 7).all()
-        assert (batch.extract(row).keys[:, :, :-1] == (b if row % 2 else a).keys).all()
+        assert (batch.extract(row).keys[..., :-1] == (b if row % 2 else a).keys).all()
 
 
 def test_it_has_room_for_what_a_row_may_come_to_hold() -> None:
-    a = sequence(5, 1, longest=40)
+    a = sequence(5, 1, longest=48)
     batch = SequenceKV.merge([a, a])
     room = batch.keys
-    assert batch.reserve(35) == 40
+    assert batch.reserve(43) == 48
     assert batch.keys is room
-    assert room.shape[3] == 40
-    assert batch.reserve(36) == 41  # it was mistaken
-    assert batch.keys.shape[3] >= 41
+    assert room.shape[4] == 48
+    assert batch.reserve(44) == 49  # it was mistaken
+    assert batch.keys.shape[4] >= 49
     assert holds(batch, a, a)
 
 
 def test_it_grows_step_by_step_where_a_row_may_come_to_hold_much() -> None:
     batch = SequenceKV.merge([sequence(5, 1, longest=10**6)])
-    assert batch.keys.shape[3] == 2 * 5 + ROOM
-    assert batch.reserve(ROOM + 6) == 5 + ROOM + 6
-    assert batch.keys.shape[3] == 2 * (5 + ROOM + 6) + ROOM
+    assert batch.keys.shape[4] == up(2 * 5 + ROOM)
+    assert batch.reserve(ROOM + 12) == 5 + ROOM + 12
+    assert batch.keys.shape[4] == up(2 * (5 + ROOM + 12) + ROOM)
 
 
 def test_rows_of_nothing_take_nothing() -> None:
@@ -172,7 +193,7 @@ def test_rows_of_nothing_take_nothing() -> None:
     batch = SequenceKV.merge([nothing, nothing])
     assert batch.nbytes == 0
     assert batch.reserve(70) == 70
-    assert batch.keys.shape[3] == 2 * 70 + ROOM
+    assert batch.keys.shape[4] == up(2 * 70 + ROOM)
 
 
 def test_what_is_cut_from_a_batch_outlives_it() -> None:
@@ -190,5 +211,5 @@ def test_trimming_leaves_the_one_it_was_copied_from() -> None:
     shorter = copy.copy(a)
     assert shorter.trim(2) == 2
     assert (shorter.size(), a.size()) == (3, 5)
-    assert (shorter.keys == a.keys[:, :, :3]).all()
+    assert (shorter.keys == a.keys[..., :3]).all()
     assert (shorter.trim(9), shorter.size()) == (3, 0)
