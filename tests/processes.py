@@ -7,7 +7,11 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+Some = TypeVar("Some", dict[int, str], set[int])
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -46,10 +50,7 @@ def actors() -> dict[int, str]:
 
 def actors_left(seconds: float = 10.0) -> list[str]:
     """The classes of those that don't go away within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while (left := list(actors().values())) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
+    return list(_left(actors, seconds).values())
 
 
 def titles() -> dict[int, str]:
@@ -84,8 +85,13 @@ def _ps() -> list[list[str]]:
 
 def alive(pids: set[int], seconds: float) -> set[int]:
     """Those of ``pids`` that don't go away within ``seconds``."""
+    return _left(lambda: pids & {pid for pid, _ in process_table()}, seconds)
+
+
+def _left(look: Callable[[], Some], seconds: float) -> Some:
+    """What ``look`` still finds when it has found something for ``seconds``, or nothing."""
     deadline = time.monotonic() + seconds
-    while (left := pids & {pid for pid, _ in process_table()}) and time.monotonic() < deadline:
+    while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
 
