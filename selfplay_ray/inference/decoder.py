@@ -229,7 +229,11 @@ class Decoder:
             [list(prompt[covered:]) for prompt in prompts],
             max_tokens=[decoding.request.max_tokens for decoding in decodings],
             caches=[
-                [*caches, RowState.of(decoding.row(alike=self._settings.fork))] for decoding in decodings
+                [
+                    *self._forward.growing(caches, decoding.most_tokens),
+                    RowState.of(decoding.row(alike=self._settings.fork)),
+                ]
+                for decoding in decodings
             ],
             all_tokens=[list(prompt[:covered]) for prompt in prompts],
             stop_sequences=[self._stop_sequences(decoding.stop_token_ids) for decoding in decodings],

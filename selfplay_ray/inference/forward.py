@@ -45,6 +45,10 @@ class Forward(Protocol):
         """Empty caches for one sequence."""
         ...
 
+    def growing(self, caches: LayerCaches, longest: int) -> LayerCaches:
+        """``caches`` of a sequence that may come to hold ``longest`` positions."""
+        ...
+
     def kv_bytes(self) -> tuple[int, int]:
         """Bytes that a sequence takes for each of its tokens, and besides."""
         ...
@@ -101,6 +105,9 @@ class MLXForward:
 
     def new_caches(self) -> LayerCaches:
         return with_room(make_prompt_cache(self._model))
+
+    def growing(self, caches: LayerCaches, longest: int) -> LayerCaches:
+        return caches
 
     def kv_bytes(self) -> tuple[int, int]:
         caches = self.new_caches()
@@ -164,6 +171,9 @@ class NumPyForward:
 
     def new_caches(self) -> LayerCaches:
         return [SequenceKV.new(self._llama.depth, self._llama.heads, self._llama.width)]
+
+    def growing(self, caches: LayerCaches, longest: int) -> LayerCaches:
+        return [cache.growing_to(longest) for cache in caches]
 
     def kv_bytes(self) -> tuple[int, int]:
         return self._llama.depth * self._llama.heads * self._llama.width * 2 * 4, 0

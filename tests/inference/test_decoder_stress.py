@@ -138,11 +138,11 @@ class Schedule:
     def _ask(self) -> None:
         chance = self.chance
         prompt = (
-            *self.text[: chance.choice([0, 1, 16, 40, 41, 65])],
+            *self.text[: chance.choice([0, 1, 16, 40, 41, 65, 110])],
             *chance.choices(self.text[:3], k=chance.choice([1, 1, 9])),
         )
         adapter = chance.choice([None, *self.decoder.adapters.versions])
-        for _ in range(chance.choice([1, 2, 5])):
+        for _ in range(chance.choice([1, 2, 5, 8])):
             request = GenerationRequest(
                 f"r{len(self.asked)}",
                 prompt if chance.random() < 0.8 else (*prompt[:-1], chance.choice(self.text)),
@@ -225,6 +225,23 @@ def test_short_replies_end_while_prompts_are_being_run(reference: Reference, sho
     requests = [ask([5 + n], n, max_tokens=3) for n in range(short)]
     requests += [ask([40 + n] * 30, 10 + n, max_tokens=4) for n in range(3)]
     assert run(decoder, *requests) == [alone(reference, request) for request in requests]
+
+
+@pytest.mark.parametrize("length", [31, 40, 63, 80])
+def test_samples_of_a_prompt_beside_who_is_alone(reference: Reference, length: int) -> None:
+    decoder = Decoder(small_model(), {EOS})
+    requests = [ask([5], 10, max_tokens=20)]
+    requests += [ask([*range(100, 100 + length), 7], seed, max_tokens=20) for seed in range(9)]
+    futures: list[Future[Generation]] = [Future() for _ in requests]
+    for request, future in zip(requests, futures, strict=True):
+        decoder.submit(request, future)
+    for _ in range(6):
+        decoder.step()
+    last = ask([6], 11)
+    assert run(decoder, last) == [alone(reference, last)]
+    assert [future.result(0).token_ids for future in futures] == [
+        alone(reference, request) for request in requests
+    ]
 
 
 def test_other_weights_of_the_same_version_begin_with_keys_of_their_own(reference: Reference) -> None:

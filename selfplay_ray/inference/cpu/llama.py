@@ -17,8 +17,8 @@ import numpy as np
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from selfplay_ray.inference.cpu.cores import Cores, Share
-from selfplay_ray.inference.cpu.kv_cache import BatchKV
-from selfplay_ray.inference.cpu.products import BLOCK, Linear
+from selfplay_ray.inference.cpu.kv_cache import POSITIONS, BatchKV, Run
+from selfplay_ray.inference.cpu.products import BLOCK, SMALL, Linear
 
 ALIKE = {"mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.models.qwen3"}
 """Where mlx-lm's ``Model`` is what this computes."""
@@ -29,6 +29,10 @@ KNOWN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.RoPE, Llama3RoPE)
 SCORES = ACTIVATED = 1 << 15
 """Scores of attention, and values of the activation, that are worked on at a time: what stays in a core's cache, and
 is small enough that its memory is not asked of the system each time."""
+
+SUMMED = 64
+"""Positions whose values are added up in one product; these sums are then added in their order. So what rows have in
+common can be computed for all at once (Juravsky et al. 2024, arXiv:2402.05099), and comes out as if it weren't."""
 
 Then = Callable[[slice], object]
 RMSNorm = tuple[np.ndarray, float]
@@ -63,7 +67,7 @@ class Positions:
     ``length`` positions are looked at; ``at`` [B, T] are the tokens' own; ``start`` is that of the first ones, if they
     are the same in all rows. ``cosines`` and ``sines`` are [B or 1, 1, 1, T, 2, width / 2], for either half of a head;
     ``bias`` [B or 1, 1, 1, T, length] is 0 where a token may look and minus infinity elsewhere, None where all may look
-    everywhere.
+    everywhere. ``runs`` are the rows, by what is the same in their keys and values.
     """
 
     length: int
@@ -72,13 +76,14 @@ class Positions:
     cosines: np.ndarray
     sines: np.ndarray
     bias: np.ndarray | None
+    runs: Sequence[Run]
 
     def of(self, rows: slice) -> Positions:
         """Those of some rows."""
         if self.start is not None:
             return self
         bias = self.bias[rows] if self.bias is not None else None
-        return Positions(self.length, self.at[rows], None, self.cosines[rows], self.sines[rows], bias)
+        return Positions(self.length, self.at[rows], None, self.cosines[rows], self.sines[rows], bias, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,8 @@ class NumPyLlama:
         body, attention = model.model, model.layers[0].self_attn  # the same in all layers
         self._embedding = np.asarray(body.embed_tokens.weight)
         self._head = Linear(body.embed_tokens if model.args.tie_word_embeddings else model.lm_head)
+        # Kept, because a step's logits are megabytes that the system would have to clear every time.
+        self._logits = np.empty((0, self._head.width), dtype=np.float32)
         self._norm = _norm(body.norm)
         self._layers = [_layer(layer) for layer in model.layers]
         self._linears = [linear for layer in self._layers for linear in layer.linears]
@@ -128,6 +135,7 @@ class NumPyLlama:
         self._scale = np.float32(attention.scale)
         self.heads = int(attention.n_kv_heads)
         self.width = _head_width(model)
+        self._queries = int(attention.n_heads) // self.heads  # to each key head
         self._cosines, self._sines = _rotations(self._rope, self.width, 0)
 
     @property
@@ -137,40 +145,48 @@ class NumPyLlama:
 
     def hidden(self, tokens: np.ndarray, kv: BatchKV) -> np.ndarray:
         """The last hidden states, float32[B, hidden], of rows that go on with ``tokens`` [B, T]; ``kv`` grows."""
-        for linear in self._linears:
-            linear.select()
         batch, count = tokens.shape
-        positions = self._positions(kv, count)
-        h = self._embedding[tokens.reshape(-1)]
+        length = kv.reserve(count)
+        order = np.argsort(kv.slots)  # everything is computed in the order in which keys and values lie
+        for linear in self._linears:
+            linear.select(order)
+        # Of many tokens products are packed, and the same to the last bit only if all of a row is in one.
+        alone = [Run(0, batch, 0)]
+        runs = kv.runs(SUMMED) if count == 1 and self._queries > 1 else alone
+        positions = self._positions(kv.lengths[order], count, length, runs)
+        h = self._embedding[tokens[order].reshape(-1)]
         space = Workspace.of(self._layers[0], len(h))
         with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
             for number, layer in enumerate(self._layers):
-                self._attention(layer, h, space, positions, (kv.keys[number], kv.values[number]))
+                self._attention(
+                    layer, h, space, positions, (kv.keys[:batch, number], kv.values[:batch, number])
+                )
                 self._mlp(layer, h, space)
             last = _normed(h.reshape(batch, count, -1)[:, -1], self._norm)
         kv.lengths = kv.lengths + count
-        return last
+        return last[kv.slots]
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """float32[B, V] of hidden states [B, hidden]."""
-        logits = np.empty((len(hidden), self._head.width), dtype=np.float32)
+        """float32[B, V] of hidden states [B, hidden]; overwritten by the next call."""
+        if len(hidden) > len(self._logits):
+            self._logits = np.empty((len(hidden), self._head.width), dtype=np.float32)
+        logits = self._logits[: len(hidden)]
         self._multiply(hidden, [(self._head, logits)])
         return logits
 
-    def _positions(self, kv: BatchKV, count: int) -> Positions:
-        length = kv.reserve(count)
+    def _positions(self, lengths: np.ndarray, count: int, length: int, runs: Sequence[Run]) -> Positions:
         while length > len(self._cosines):
             more = _rotations(self._rope, self.width, len(self._cosines))
             self._cosines = np.concatenate([self._cosines, more[0]])
             self._sines = np.concatenate([self._sines, more[1]])
-        alike = bool((kv.lengths == kv.lengths[0]).all())
-        at = (kv.lengths[:1] if alike else kv.lengths)[:, None] + np.arange(count)
+        alike = bool((lengths == lengths[0]).all())
+        at = (lengths[:1] if alike else lengths)[:, None] + np.arange(count)
         bias = None
         if count > 1 or not alike:
             seen = np.arange(length) <= at[..., None]
             bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
         cosines, sines = self._cosines[at][:, None, None], self._sines[at][:, None, None]
-        return Positions(length, at, int(kv.lengths[0]) if alike else None, cosines, sines, bias)
+        return Positions(length, at, int(lengths[0]) if alike else None, cosines, sines, bias, runs)
 
     def _attention(
         self, layer: Layer, h: np.ndarray, space: Workspace, positions: Positions, kv: KeysValues
@@ -194,8 +210,8 @@ class NumPyLlama:
             return
         scores = space.query.size // self.width // batch * positions.length
         step = max(1, SCORES // scores)
-        for start in range(rows.start, rows.stop, step):
-            part = slice(start, min(start + step, rows.stop)), some_heads
+        for start, stop, shared in _pieces(positions.runs, rows, step):
+            part = slice(start, stop), some_heads
             query, key, value, attended = (
                 # [B, T, heads, queries a key head, width] as [B, heads, queries, T, width]
                 side.reshape(batch, -1, heads, side.shape[1] // heads // self.width, self.width).transpose(
@@ -204,7 +220,7 @@ class NumPyLlama:
                 for side in (space.query, space.key, space.value, space.attended)
             )
             cached = kv[0][part], kv[1][part]
-            self._attend_part(layer, (query, key, value), positions.of(part[0]), cached, attended)
+            self._attend_part(layer, (query, key, value), positions.of(part[0]), cached, attended, shared)
 
     def _attend_part(
         self,
@@ -213,25 +229,29 @@ class NumPyLlama:
         positions: Positions,
         kv: KeysValues,
         attended: np.ndarray,
+        shared: int,
     ) -> None:
         """``attended`` [B, heads, n, T, width], of n queries a key head, from queries of that shape, keys and values of
-        the same with n = 1, and ``kv``, to which these keys and values are added."""
+        the same with n = 1, and ``kv``, to which these keys and values are added. Of that the first ``shared``
+        positions are the same in all rows."""
         query, key, value = projected
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = _normed(query, layer.query_norm), _normed(key, layer.key_norm)
-        _write(kv[0], _rotated(key, positions)[:, :, 0], positions)
+        _write(kv[0].swapaxes(-1, -2), _rotated(key, positions)[:, :, 0], positions)
         _write(kv[1], value[:, :, 0], positions)
-        keys, values = (side[:, :, : positions.length] for side in kv)
+        keys, values = kv[0][..., : positions.length], kv[1][..., : positions.length, :]
         turned = _rotated(query, positions)
         turned *= self._scale
         # One product for all the queries of a key head and all tokens.
-        scores = turned.reshape(*query.shape[:2], -1, self.width) @ keys.swapaxes(-1, -2)
+        queries = turned.reshape(*query.shape[:2], -1, self.width)
+        one_token = query.shape[3] == 1
+        scores = _scores(queries, kv[0], positions.length, shared) if one_token else queries @ keys
         if positions.bias is not None:
             by_token = scores.reshape(*query.shape[:4], positions.length)
             by_token += positions.bias
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        mixed = scores @ values
+        mixed = _mixed(scores, values, shared) if one_token else scores @ values
         mixed /= scores.sum(axis=-1, keepdims=True)
         attended[...] = mixed.reshape(attended.shape)
 
@@ -256,6 +276,72 @@ class NumPyLlama:
         # Packed, the last bits of a product may depend on how its columns are shared.
         small = all(linear.is_small(len(x)) for linear, _ in products)
         self._cores.run(tuple(linear.shape for linear, _ in products) if small else None, work)
+
+
+def _pieces(runs: Sequence[Run], rows: slice, step: int) -> Iterator[Run]:
+    """Those ``rows`` that are in ``runs``, at most ``step`` at a time."""
+    for run in runs:
+        stop = min(run.stop, rows.stop)
+        for start in range(max(run.start, rows.start), stop, step):
+            yield Run(start, min(start + step, stop), run.shared)
+
+
+def _scores(queries: np.ndarray, keys: np.ndarray, length: int, shared: int) -> np.ndarray:
+    """queries [B, heads, n, width] · the first ``length`` keys [B, heads, width, N]: [B, heads, n, length]; the first
+    ``shared`` keys are the same in all rows. Whole blocks are computed, because OpenBLAS rounds otherwise in others."""
+    keys = keys[..., : -(-length // POSITIONS) * POSITIONS]
+    scores = np.empty((*queries.shape[:3], keys.shape[-1]), dtype=np.float32)
+    if shared:
+        common = np.empty((queries.shape[1], len(queries) * queries.shape[2], shared), dtype=np.float32)
+        _multiply_unpacked(_together(queries), keys[0, ..., :shared], common)
+        scores[..., :shared] = _apart(common, len(queries))
+    _multiply_unpacked(queries, keys[..., shared:], scores[..., shared:])
+    return scores[..., :length]
+
+
+def _mixed(weights: np.ndarray, values: np.ndarray, shared: int) -> np.ndarray:
+    """weights [B, heads, n, N] · values [B, heads, N, width]: [B, heads, n, width], added up in the same order whether
+    the first ``shared`` values, a multiple of SUMMED, are taken from the first row for all or not."""
+    mixed = None
+    if shared:
+        mixed = _apart(_summed(_together(weights[..., :shared]), values[0, :, :shared]), len(weights))
+    return _summed(weights[..., shared:], values[..., shared:, :], mixed)
+
+
+def _summed(weights: np.ndarray, values: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
+    """``total`` + weights [..., n, N] · values [..., N, width]."""
+    count = values.shape[-2] // SUMMED
+    whole = count * SUMMED
+    if count:
+        blocks = weights[..., :whole].reshape(*weights.shape[:-1], count, SUMMED).swapaxes(-2, -3)
+        parts = blocks @ values[..., :whole, :].reshape(*values.shape[:-2], count, SUMMED, -1)
+        if total is not None:
+            parts[..., 0, :, :] += total
+        total = np.add.reduce(parts, axis=-3)  # one after the other
+    if whole < values.shape[-2]:
+        rest = weights[..., whole:] @ values[..., whole:, :]
+        total = rest if total is None else np.add(total, rest, out=rest)
+    assert total is not None  # there is always the token's own position
+    return total
+
+
+def _multiply_unpacked(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
+    """x [..., n, m] · y [..., m, N], N a multiple of POSITIONS, in products so small that each sum is the same,
+    whatever is beside it."""
+    step = max(1, SMALL // (x.shape[-2] * x.shape[-1] * POSITIONS)) * POSITIONS
+    for start in range(0, y.shape[-1], step):
+        columns = slice(start, start + step)
+        np.matmul(x, y[..., columns], out=out[..., columns])
+
+
+def _together(x: np.ndarray) -> np.ndarray:
+    """[B, heads, n, m] as [heads, B · n, m]."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1])
+
+
+def _apart(x: np.ndarray, rows: int) -> np.ndarray:
+    """[heads, B · n, m] as [B, heads, n, m]."""
+    return x.reshape(len(x), rows, -1, x.shape[-1]).swapaxes(0, 1)
 
 
 def accepts(model: nn.Module) -> bool:

@@ -18,6 +18,9 @@ BLOCK = 16
 SMALL = 1_000_000
 """The multiplications up to which OpenBLAS takes a product for small; beyond, it packs."""
 
+SMALL_TRANSPOSED = 1_200
+"""The results up to which it does so where the second matrix lies transposed, as weights do."""
+
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -38,20 +41,21 @@ class Linear:
         self._factors: Factors | None = None
         self._own: np.ndarray | None = None
 
-    def select(self) -> None:
-        """Compute what follows with the adapters that are selected now; MLX's arrays are read in this thread only."""
+    def select(self, order: np.ndarray) -> None:
+        """Compute what follows with the adapters that are selected now, of the rows ``order``; MLX's arrays are read in
+        this thread only."""
         if self._adapted is None:
             return
         if self._adapted.factors is not self._selected:
             self._selected = factors = self._adapted.factors
             self._factors = None if factors is None else (np.asarray(factors[0]), np.asarray(factors[1]))
         own = self._adapted.own
-        self._own = None if own is None else np.asarray(own) > 0
+        self._own = None if own is None else np.asarray(own)[order] > 0
 
     def is_small(self, rows: int) -> bool:
         """Whether a product with so many rows is computed without packing. A row's result is then the same to the
         last bit, whatever else is in the product and however its columns are shared."""
-        return rows * BLOCK * self._inputs <= SMALL
+        return rows * BLOCK <= SMALL_TRANSPOSED and rows * BLOCK * self._inputs <= SMALL
 
     def part(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
         """Compute ``columns`` of y [N, out] from x [N, in]; they begin between blocks, and end so or with y."""

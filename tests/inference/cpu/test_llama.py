@@ -20,7 +20,7 @@ from mlx_lm.utils import quantize_model
 from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
-from selfplay_ray.inference.cpu.llama import ROTATIONS, NumPyLlama, accepts
+from selfplay_ray.inference.cpu.llama import ROTATIONS, SUMMED, NumPyLlama, accepts
 from selfplay_ray.lora import LoRASettings
 
 WITHIN = 2e-5
@@ -136,6 +136,38 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
     crowd = last(slice(0, 9))
     for rows in (slice(4, 5), slice(3, 6), slice(4, 9)):
         assert (last(rows) == crowd[rows]).all()
+
+
+def test_what_rows_have_in_common_is_read_once_and_comes_out_the_same(cores: Cores) -> None:
+    ours, tokens = NumPyLlama(made(*KINDS["llama"]), cores), texts(9, 40)
+    kv = empty(ours, 1)
+    ours.hidden(texts(1, 150), kv)
+    prompt = kv.extract(0)
+    prompt.detach()
+    forked = SequenceKV.merge([prompt] * 9)
+    plain = SequenceKV.merge([SequenceKV(prompt.keys, prompt.values) for _ in range(9)])
+    assert [run.shared for run in forked.runs(SUMMED)] == [2 * SUMMED]
+    assert [run.shared for run in plain.runs(SUMMED)] == [0]
+    for step in range(40):
+        if step == 20:  # others leave, and who is left is not where it was
+            tokens = tokens[[0, 3, 4, 8]]
+            for kv in (forked, plain):
+                kv.filter([0, 3, 4, 8])
+            assert [run.shared for run in forked.runs(SUMMED)] == [2 * SUMMED]
+        assert (ours.hidden(tokens[:, [step]], forked) == ours.hidden(tokens[:, [step]], plain)).all()
+
+
+def test_a_row_is_the_same_beside_a_longer_one(cores: Cores) -> None:
+    ours, tokens = NumPyLlama(made(*KINDS["llama"]), cores), texts(2, 30)
+    alone, crowd = empty(ours, 1), empty(ours, 1)
+    long = empty(ours, 1)
+    ours.hidden(texts(1, 700), long)
+    for kv in (alone, crowd):
+        ours.hidden(tokens[:1, :9], kv)
+    crowd.extend(long)
+    for step in range(9, 30):
+        beside = ours.hidden(tokens[:, [step]], crowd)
+        assert np.allclose(ours.hidden(tokens[:1, [step]], alone), beside[:1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

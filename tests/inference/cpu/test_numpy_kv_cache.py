@@ -5,24 +5,68 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
+from selfplay_ray.inference.cpu.kv_cache import POSITIONS, UNBOUNDED, BatchKV, SequenceKV
+from selfplay_ray.inference.cpu.llama import SUMMED
 from selfplay_ray.inference.kv_cache import ROOM
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
 
-def sequence(length: int, value: int) -> SequenceKV:
+def sequence(length: int, value: int, longest: int = UNBOUNDED) -> SequenceKV:
     keys = value + np.arange(LAYERS * HEADS * length * WIDTH, dtype=np.float32) / 1e6
-    keys = keys.reshape(LAYERS, HEADS, length, WIDTH)
-    return SequenceKV(keys, -keys)
+    values = keys.reshape(LAYERS, HEADS, length, WIDTH)
+    return SequenceKV(-values.swapaxes(-1, -2), values, longest)
+
+
+def up(positions: int) -> int:
+    return -(-positions // POSITIONS) * POSITIONS
+
+
+def same(a: SequenceKV, b: SequenceKV) -> bool:
+    return bool(np.array_equal(a.keys, b.keys) and np.array_equal(a.values, b.values))
 
 
 def holds(batch: BatchKV, *sequences: SequenceKV) -> bool:
-    return [int(length) for length in batch.lengths] == [s.size() for s in sequences] and all(
-        (batch.extract(row).keys == s.keys).all() and (batch.extract(row).values == s.values).all()
-        for row, s in enumerate(sequences)
+    return len(batch.lengths) == len(sequences) and all(
+        same(batch.extract(row), sequence) for row, sequence in enumerate(sequences)
     )
+
+
+def assert_told(batch: BatchKV, unit: int) -> None:
+    """Its runs are all of its rows, and what they are said to have in common they have."""
+    ends = [0]
+    for start, stop, shared in batch.runs(unit):
+        assert ends[-1] == start < stop
+        ends.append(stop)
+        assert shared % unit == 0
+        assert not shared or stop - start > 1
+        for side in (batch.keys[start:stop, ..., :shared], batch.values[start:stop, ..., :shared, :]):
+            assert (side == side[:1]).all()
+    assert ends[-1] == len(batch.lengths)
+
+
+def run(batch: BatchKV, value: int) -> SequenceKV:
+    """Write one position to every row, as a forward pass does; what was written."""
+    length = batch.reserve(1)
+    rows = len(batch.lengths)
+    assert sorted(batch.slots.tolist()) == list(range(rows))
+    for unit in (POSITIONS, SUMMED):
+        assert_told(batch, unit)
+    for slot, at in zip(batch.slots, batch.lengths, strict=True):
+        for side in (batch.keys[slot].swapaxes(-1, -2), batch.values[slot]):
+            assert not side[:, :, at:length].any()  # what isn't attended to is a number
+    new = sequence(1, value)
+    for slot, at in zip(batch.slots, batch.lengths, strict=True):
+        batch.keys[slot, ..., at], batch.values[slot, :, :, at] = new.keys[..., 0], new.values[:, :, 0]
+    batch.lengths = batch.lengths + 1
+    return new
+
+
+def joined(a: SequenceKV, b: SequenceKV) -> SequenceKV:
+    return SequenceKV(np.concatenate([a.keys, b.keys], axis=3), np.concatenate([a.values, b.values], axis=2))
 
 
 def test_rows_are_merged_taken_left_out_and_joined() -> None:
@@ -34,9 +78,90 @@ def test_rows_are_merged_taken_left_out_and_joined() -> None:
     assert holds(batch, a, b, c, d)
     batch.filter([0, 3])
     assert holds(batch, a, d)
-    assert batch.keys.shape[3] == 5 + ROOM  # the long row's memory is given back
     batch.extend(SequenceKV.merge([c]))
     assert holds(batch, a, d, c)
+
+
+@given(st.data())
+def test_whatever_happens_rows_hold_what_was_run_for_them(data: st.DataObject) -> None:
+    rows = [sequence(data.draw(st.integers(0, 9)), value) for value in range(3)]
+    batch, cut = SequenceKV.merge(rows), list[tuple[SequenceKV, SequenceKV]]()
+    for value in range(10, 30):
+        match data.draw(st.sampled_from(["run", "filter", "extend", "cut", "split"])):
+            case "run":
+                new = run(batch, value)
+                rows = [joined(row, new) for row in rows]
+            case "filter" if len(rows) > 1:
+                keep = sorted(data.draw(st.sets(st.sampled_from(range(len(rows))), min_size=1)))
+                batch.filter(keep)
+                rows = [rows[row] for row in keep]
+            case "extend":
+                first = sequence(data.draw(st.integers(0, 2 * ROOM)), value)
+                shorter = copy.copy(first)
+                shorter.trim(data.draw(st.sampled_from([0, 1, ROOM])))
+                others = [first] * data.draw(st.integers(1, 9)) + [shorter] * data.draw(st.integers(0, 2))
+                batch.extend(SequenceKV.merge(others))
+                rows += others
+            case "cut":
+                row = data.draw(st.sampled_from(range(len(rows))))
+                cut.append((copy.copy(batch.extract(row)), rows[row]))
+            case "split" if len(rows) > 1:
+                left, right = [*range(0, len(rows), 2)], [*range(1, len(rows), 2)]
+                other = copy.deepcopy(batch)
+                batch.filter(left)
+                other.filter(right)
+                new = run(other, value)
+                run(batch, value + 100)
+                batch.filter([0])
+                assert holds(other, *(joined(rows[row], new) for row in right))
+                batch, rows = other, [joined(rows[row], new) for row in right]
+        assert holds(batch, *rows)
+        assert all(same(*pair) for pair in cut)
+
+
+def test_who_comes_takes_the_memory_of_who_has_left() -> None:
+    rows = [sequence(5, 1), sequence(9, 2), sequence(5, 3)]
+    batch = SequenceKV.merge(rows)
+    memory = batch.keys
+    for value in range(4, 9):
+        batch.filter([0, 2])
+        batch.extend(SequenceKV.merge([sequence(4, value)]))
+        new = run(batch, 10 * value)
+        rows = [joined(row, new) for row in (rows[0], rows[2], sequence(4, value))]
+        assert holds(batch, *rows)
+    assert batch.keys is memory
+
+
+def test_rows_of_a_common_beginning_stay_together() -> None:
+    a, b = sequence(200, 1), sequence(140, 2)
+    batch = SequenceKV.merge([sequence(9, 3), a, a, a, sequence(8, 4), sequence(7, 5), b, b, b, b])
+    assert [tuple(run) for run in batch.runs(64)] == [(0, 1, 0), (1, 4, 192), (4, 6, 0), (6, 10, 128)]
+    batch.filter([1, 3, 4, 5, 6, 8, 9])
+    batch.reserve(1)
+    assert sorted(run.stop - run.start for run in batch.runs(64) if run.shared) == [3]  # 200 aren't worth it
+    assert sum(run.stop - run.start for run in batch.runs(64)) == 7
+    batch.filter([0, 2, 3, 5])  # one of each: nothing is in common any more
+    batch.reserve(1)
+    assert [tuple(run) for run in batch.runs(64)] == [(0, 4, 0)]
+    few = SequenceKV.merge([sequence(9, 3), *[sequence(40, 1)] * 8, sequence(9, 4)])
+    assert [tuple(run) for run in few.runs(64)] == [(0, 10, 0)]
+    trimmed = copy.copy(a)
+    trimmed.trim(100)
+    assert [tuple(run) for run in SequenceKV.merge([a] * 4 + [trimmed] * 4).runs(64)] == [(0, 8, 64)]
+
+
+def test_what_is_no_longer_worth_keeping_is_given_back() -> None:
+    short, long = sequence(5, 1), sequence(50 * ROOM, 3)
+    batch = SequenceKV.merge([short, long])
+    batch.filter([0])
+    batch.reserve(1)
+    assert batch.nbytes < 2 * LAYERS * HEADS * (6 + ROOM) * WIDTH * 4 * 2
+    assert holds(batch, short)
+    batch = SequenceKV.merge([short] * 32)
+    batch.filter([31])
+    batch.reserve(1)
+    assert batch.nbytes < SequenceKV.merge([short] * 3).nbytes
+    assert holds(batch, short)
 
 
 def test_a_batch_is_split_by_copying_it() -> None:
@@ -45,6 +170,7 @@ def test_a_batch_is_split_by_copying_it() -> None:
     other = copy.deepcopy(batch)
     batch.filter([1])
     other.filter([0, 2])
+    run(batch, 9)
     batch.keys[:] = batch.values[:] = 0
     assert holds(other, a, c)
 
@@ -53,34 +179,42 @@ def test_the_last_position_is_handed_to_all_of_a_kind() -> None:
     a, b = sequence(5, 1), sequence(3, 2)
     batch = SequenceKV.merge([a, b, a, b])
     some = batch.take([0, 1])
+    some.reserve(1)
     for row, length in enumerate((5, 3)):
-        some.reserve(1)
-        some.keys[:, row, :, length] = some.values[:, row, :, length] = row + 7
+        some.keys[row, ..., length] = some.values[row, :, :, length] = row + 7
     batch.append_last(some, [0, 1, 0, 1])
     assert batch.lengths.tolist() == [6, 4, 6, 4]
     for row in range(4):
-        assert (batch.extract(row).keys[:, :, -1] == row % 2 + 7).all()
+        assert (batch.extract(row).keys[..., -1] == row % 2 + 7).all()
         assert (batch.extract(row).values[:, :, -1] == row % 2 + 7).all()
-        assert (batch.extract(row).keys[:, :, :-1] == (b if row % 2 else a).keys).all()
+        assert (batch.extract(row).keys[..., :-1] == (b if row % 2 else a).keys).all()
 
 
-def test_it_grows_by_a_room_and_keeps_what_it_holds() -> None:
-    a = sequence(5, 1)
+def test_it_has_room_for_what_a_row_may_come_to_hold() -> None:
+    a = sequence(5, 1, longest=48)
     batch = SequenceKV.merge([a, a])
     room = batch.keys
-    assert batch.reserve(ROOM) == 5 + ROOM
+    assert batch.reserve(43) == 48
     assert batch.keys is room
-    assert batch.reserve(ROOM + 1) == 5 + ROOM + 1
-    assert batch.keys.shape == (LAYERS, 2, HEADS, 5 + ROOM + 1 + ROOM, WIDTH)
+    assert room.shape[4] == 48
+    assert batch.reserve(44) == 49  # it was mistaken
+    assert batch.keys.shape[4] >= 49
     assert holds(batch, a, a)
 
 
-def test_rows_of_nothing_get_room_with_their_first_tokens() -> None:
+def test_it_grows_step_by_step_where_a_row_may_come_to_hold_much() -> None:
+    batch = SequenceKV.merge([sequence(5, 1, longest=10**6)])
+    assert batch.keys.shape[4] == up(2 * 5 + ROOM)
+    assert batch.reserve(ROOM + 12) == 5 + ROOM + 12
+    assert batch.keys.shape[4] == up(2 * (5 + ROOM + 12) + ROOM)
+
+
+def test_rows_of_nothing_take_nothing() -> None:
     nothing = SequenceKV.new(LAYERS, HEADS, WIDTH)
     batch = SequenceKV.merge([nothing, nothing])
     assert batch.nbytes == 0
     assert batch.reserve(70) == 70
-    assert batch.keys.shape == (LAYERS, 2, HEADS, 70 + ROOM, WIDTH)
+    assert batch.keys.shape[4] == up(2 * 70 + ROOM)
 
 
 def test_what_is_cut_from_a_batch_outlives_it() -> None:
@@ -98,5 +232,5 @@ def test_trimming_leaves_the_one_it_was_copied_from() -> None:
     shorter = copy.copy(a)
     assert shorter.trim(2) == 2
     assert (shorter.size(), a.size()) == (3, 5)
-    assert (shorter.keys == a.keys[:, :, :3]).all()
+    assert (shorter.keys == a.keys[..., :3]).all()
     assert (shorter.trim(9), shorter.size()) == (3, 0)
