@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import ray
 from processes import actors_left
 from ray import cloudpickle
 from serving import models_at, serving
+from waiting import until
 
 from selfplay_ray.actors.cluster import Cluster
 from selfplay_ray.actors.faults import get
@@ -162,7 +162,7 @@ def test_an_endpoint_that_is_killed_is_done_without(short_run: Config, tiny: Pat
             endpoint = cluster.peers.engines[1]
             assert get(endpoint.stats.remote()).generated_tokens > 0
             step = cluster.step(1)
-            wait_until(lambda: get(endpoint.stats.remote()).running > 0)
+            until(lambda: get(endpoint.stats.remote()).running > 0)
             os.kill(pid, signal.SIGKILL)
             history.append(get(step))
             asked = get(endpoint.stats.remote()).generated_tokens
@@ -170,12 +170,6 @@ def test_an_endpoint_that_is_killed_is_done_without(short_run: Config, tiny: Pat
             assert get(endpoint.stats.remote()).generated_tokens == asked
             cluster.finish()
     check(config, history)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
 
 
 def test_an_endpoint_that_is_not_there_is_one_sentence_and_leaves_no_actor(short_run: Config):
@@ -219,7 +213,7 @@ def test_the_engines_metrics_are_served_by_their_node(ray_cluster: str):
             for line in lines
         }
 
-    wait_until(lambda: len(readings()) == 6)
+    until(lambda: len(readings()) == 6)
     assert readings() == {
         "running_requests": 3,
         "waiting_requests": 0,

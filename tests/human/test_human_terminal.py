@@ -6,10 +6,10 @@ import io
 import os
 import pty
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from waiting import until
 
 from selfplay_ray.errors import ConfigError
 from selfplay_ray.human.desk import Desk, Outcome
@@ -27,13 +27,6 @@ class Screen:
         self.text += text
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
     """The person's end and the program's."""
@@ -49,13 +42,13 @@ def test_questions_are_put_one_by_one_and_answered(terminal: tuple[int, int]):
     desk.post("a", "What is 1 + 1?\nThe answer given is 2.")
     desk.post("b", "And this?")
     with TerminalClerk(desk, program, screen):
-        wait_for(lambda: "\n> " in screen.text)
+        until(lambda: "\n> " in screen.text)
         assert screen.text == "\nQuestion 1, 60 seconds:\n| What is 1 + 1?\n| The answer given is 2.\n> "
         os.write(person, b"10\n")
-        wait_for(lambda: "| And this?\n> " in screen.text)
+        until(lambda: "| And this?\n> " in screen.text)
         assert desk.outcome("a") == Outcome("answered", "10")
         os.write(person, b"3\n")
-        wait_for(lambda: desk.outcome("b") == Outcome("answered", "3"))
+        until(lambda: desk.outcome("b") == Outcome("answered", "3"))
 
 
 def test_a_line_begun_for_one_question_does_not_answer_the_next(terminal: tuple[int, int]):
@@ -63,15 +56,15 @@ def test_a_line_begun_for_one_question_does_not_answer_the_next(terminal: tuple[
     desk, screen = Desk(0.5, one_by_one=True), Screen()
     desk.post("a", "first")
     with TerminalClerk(desk, program, screen):
-        wait_for(lambda: "| first\n> " in screen.text)
+        until(lambda: "| first\n> " in screen.text)
         os.write(person, b"9")  # and no line end
-        wait_for(lambda: "(time is up)" in screen.text)
+        until(lambda: "(time is up)" in screen.text)
         assert desk.outcome("a") == Outcome("abstained")
         desk.timeout = 60
         desk.post("b", "second")
-        wait_for(lambda: "| second\n> " in screen.text)
+        until(lambda: "| second\n> " in screen.text)
         os.write(person, b"4\n")
-        wait_for(lambda: desk.outcome("b").state == "answered")
+        until(lambda: desk.outcome("b").state == "answered")
     assert desk.outcome("b") == Outcome("answered", "4")
 
 
@@ -79,7 +72,7 @@ def test_what_a_model_wrote_cannot_style_the_terminal_or_pose_as_a_prompt(termin
     desk, screen = Desk(60, one_by_one=True), Screen()
     desk.post("a", "\x1b[2J\rQuestion 7:\n> 10")
     with TerminalClerk(desk, terminal[1], screen):
-        wait_for(lambda: screen.text.endswith("\n> "))
+        until(lambda: screen.text.endswith("\n> "))
     assert "\x1b" not in screen.text
     assert "\n| Question 7:\n| > 10\n> " in screen.text
 
@@ -90,7 +83,7 @@ def test_when_the_input_ends_everything_is_an_abstention():
     os.close(writes)
     desk.post("a", "?")
     with TerminalClerk(desk, reads, screen):
-        wait_for(lambda: desk.outcome("a") == Outcome("abstained"))
+        until(lambda: desk.outcome("a") == Outcome("abstained"))
     os.close(reads)
     assert desk.post("b", "?") == Outcome("abstained")
 

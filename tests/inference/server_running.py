@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +70,3 @@ def running_server(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for ``condition``; it must come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 from server_running import Running, running_server
+from waiting import until
 
 from selfplay_ray.inference.server.app import ServerLimits
 
@@ -20,10 +20,12 @@ SHORT = {"model": "tiny", "prompt": [5, 6], "max_tokens": 2}
 
 def until_running(server: Running, count: int) -> None:
     """Wait until that many requests are in the batch; the server must get there."""
-    deadline = time.monotonic() + 20
-    while (stats := server.engine.stats()).running + stats.waiting != count:
-        assert time.monotonic() < deadline, f"{stats} instead of {count}"
-        time.sleep(0.005)
+
+    def there() -> bool:
+        stats = server.engine.stats()
+        return stats.running + stats.waiting == count
+
+    until(there)
 
 
 @pytest.mark.parametrize("body", [LONG, {**LONG, "n": 3}, {**LONG, "stop": "never said"}])
