@@ -90,7 +90,7 @@ def test_a_bug_keeps_its_traceback():
     [
         (
             ["group_forc"],
-            "unknown benchmark 'group_forc'; did you mean group_fork?; known: throughput, group_fork",
+            "unknown benchmark 'group_forc'; did you mean group_fork?; known: throughput, mixed_lengths",
         ),
         (["--repeats", "0"], "--repeats 0 is not possible: it must be at least 1"),
         (["--jsno"], "unknown flag --jsno; did you mean --json?"),

@@ -9,6 +9,7 @@ CORE_BENCHMARKS = {
     name: f"selfplay_ray.benchmarks.{name}"
     for name in (
         "throughput",
+        "mixed_lengths",
         "group_fork",
         "conversation_kv",
         "multi_adapter",

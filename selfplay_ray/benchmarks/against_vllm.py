@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 import openai
 
-from selfplay_ray.benchmarks import conversation_kv, group_fork, throughput
+from selfplay_ray.benchmarks import conversation_kv, group_fork, mixed_lengths, throughput
 from selfplay_ray.benchmarks.load import MODEL, new_tokens
 from selfplay_ray.benchmarks.noise import noisy_weights
 from selfplay_ray.benchmarks.result import BenchmarkResult
@@ -47,6 +47,7 @@ class Sizes:
     prompts: int = throughput.PROMPTS
     prompt_tokens: int = throughput.PROMPT_TOKENS
     new_tokens: int = throughput.NEW_TOKENS
+    mixed_requests: int = mixed_lengths.REQUESTS
     samples: int = group_fork.SAMPLES
     group_prompt_tokens: int = group_fork.PROMPT_TOKENS
     group_new_tokens: int = group_fork.NEW_TOKENS
@@ -62,7 +63,14 @@ REST = 2.0
 
 FULL = Sizes()
 QUICK = Sizes(
-    prompts=4, new_tokens=4, samples=4, group_new_tokens=4, conversations=2, turns=2, reply_tokens=4
+    prompts=4,
+    new_tokens=4,
+    mixed_requests=4,
+    samples=4,
+    group_new_tokens=4,
+    conversations=2,
+    turns=2,
+    reply_tokens=4,
 )
 
 
@@ -72,6 +80,12 @@ Workload = Callable[[Sampler, Sizes, int], Awaitable[object]]
 async def distinct_prompts(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
     prompts = [new_tokens(sizes.prompt_tokens, "distinct", repeat, i) for i in range(sizes.prompts)]
     await sampler.sample(prompts, 1, sizes.new_tokens)
+
+
+async def mixed(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
+    """Prompts and replies of all lengths, more of them than are decoded at a time."""
+    asked = [mixed_lengths.mixed_request(repeat, index) for index in range(sizes.mixed_requests)]
+    await asyncio.gather(*[sampler.sample([prompt], 1, tokens) for prompt, tokens in asked])
 
 
 async def group(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
@@ -99,7 +113,7 @@ async def conversations(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
     )
 
 
-WORKLOADS: tuple[Workload, ...] = (distinct_prompts, group, group_as_requests, conversations)
+WORKLOADS: tuple[Workload, ...] = (distinct_prompts, mixed, group, group_as_requests, conversations)
 
 
 async def compare(

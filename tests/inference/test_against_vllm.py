@@ -18,6 +18,7 @@ SMALL = Sizes(
     prompts=2,
     prompt_tokens=5,
     new_tokens=3,
+    mixed_requests=2,
     samples=2,
     group_prompt_tokens=5,
     group_new_tokens=3,
