@@ -191,7 +191,7 @@ class NumPyForward:
         return NumPyLogits(self, hidden, kinds)
 
     def shares(self, caches: LayerCaches) -> bool:
-        return isinstance(caches[0], BatchKV)
+        return True
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """float32[B, V] of hidden states [B, hidden]."""

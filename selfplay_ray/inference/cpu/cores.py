@@ -58,7 +58,7 @@ class Cores:
             threading.Thread(target=self._obey, args=(inbox,), name=f"core-{number}", daemon=True).start()
 
     def run(self, kind: Hashable, work: Work) -> None:
-        """Call ``work`` with every share of it, each in its thread; raises what one raises."""
+        """Call ``work`` with every share of it, each in its thread; raises what one raises. Not after ``close``."""
         if self.count == 1:
             with np.errstate(all="ignore"):
                 work(Share(0.0, 1.0))

@@ -143,15 +143,14 @@ class BatchKV:
     """Keys and values of B rows, of which row b holds ``lengths[b]`` positions in slot ``slots[b]`` of ``keys``
     [slots, layers, heads, width, capacity] and ``values`` [slots, layers, heads, capacity, width].
 
-    When a batch is run its rows fill the first B slots, in any order but that rows of a common beginning are beside
-    each other. Rows stay where they are as others leave, but some that fill the gaps.
+    When a batch is run its rows fill the first B slots, in any order but that rows of a common beginning which came
+    together stay beside each other. Rows stay where they are as others leave, but some that fill the gaps.
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray) -> None:
         self._hold(keys, values)
-        self.lengths, self.slots, self._longest, self._padding = (
-            np.zeros(0, dtype=np.int64) for _ in range(4)
-        )
+        self.lengths, self.slots, self._longest = (np.zeros(0, dtype=np.int64) for _ in range(3))
+        self._padding: Sequence[int] = ()
         self._starts: list[Start] = []
 
     def _hold(self, keys: np.ndarray, values: np.ndarray) -> None:
@@ -201,13 +200,13 @@ class BatchKV:
         self.slots = np.concatenate([self.slots, np.arange(rows, rows + len(sequences))])
         self.lengths = np.concatenate([self.lengths, lengths])
         self._longest = np.concatenate([self._longest, longest])
-        self._padding = np.concatenate([self._padding, np.zeros_like(lengths)])
         self._starts = [*self._starts, *starts]
 
     def append_last(self, other: BatchKV, rows: Sequence[int]) -> None:
-        """Let row b go on with the last position of ``other``'s row ``rows[b]``, which was as long."""
+        """Let row b go on with the last position of ``other``'s row ``rows[b]``, which was as long. The rows of
+        ``other`` are in their order, as ``take`` has put them."""
         self.reserve(1)
-        last, theirs = self.lengths, other.slots[list(rows)]
+        last, theirs = self.lengths, list(rows)
         # Indices on both sides of a slice: their axis comes first.
         self.keys[self.slots, ..., last] = other.keys[theirs, ..., last]
         self.values[self.slots, :, :, last] = other.values[theirs, :, :, last]
@@ -221,13 +220,12 @@ class BatchKV:
         """Keep the rows ``keep``; the others' slots are free when the batch is run or extended next."""
         kept = list(keep)
         self.lengths, self.slots = self.lengths[kept], self.slots[kept]
-        self._longest, self._padding = self._longest[kept], self._padding[kept]
+        self._longest = self._longest[kept]
         self._starts = [self._starts[row] for row in kept]
 
     def extend(self, other: BatchKV) -> None:
         """Let the rows of ``other`` follow one's own."""
         self.append([other.extract(row) for row in range(len(other.lengths))], other._starts)
-        self._padding[-len(other.lengths) :] = other._padding
 
     def extract(self, row: int) -> SequenceKV:
         """What row ``row`` holds, still in the batch's memory."""
@@ -237,12 +235,11 @@ class BatchKV:
 
     def prepare(self, *, right_padding: Sequence[int], **_lengths: object) -> None:
         """Of what is run next the last ``right_padding[b]`` positions are none of row b's."""
-        self._padding = np.array(right_padding)
+        self._padding = right_padding
 
     def finalize(self) -> None:
         """It was run: forget the padding."""
-        self.lengths = self.lengths - self._padding
-        self._padding = np.zeros_like(self.lengths)
+        self.lengths = self.lengths - np.array(self._padding)
 
     def __deepcopy__(self, memo: object) -> BatchKV:
         """The same memory: BatchGenerator splits a batch by copying it, and then no row stays in both. Who writes to
@@ -290,7 +287,6 @@ class BatchKV:
     def _close(self, gap: int, there: dict[int, int]) -> None:
         """Fill ``gap``; ``there`` are the rows by their slots, and are kept so. Of every group behind the gap the last
         row moves to before its first, so that all stay together."""
-        self.slots = self.slots.copy()  # a twin may have the same
         groups, behind = self._groups(), [slot for slot in sorted(there) if slot > gap]
         for _, group in itertools.groupby(behind, lambda slot: groups[there[slot]]):
             *_, last = group

@@ -64,10 +64,10 @@ class Layer:
 class Positions:
     """Where the tokens of a forward pass stand.
 
-    ``length`` positions are looked at; ``at`` [B, T] are the tokens' own; ``start`` is that of the first ones, if they
-    are the same in all rows. ``cosines`` and ``sines`` are [B or 1, 1, 1, T, 2, width / 2], for either half of a head;
-    ``bias`` [B or 1, 1, 1, T, length] is 0 where a token may look and minus infinity elsewhere, None where all may look
-    everywhere. ``runs`` are the rows, by what is the same in their keys and values.
+    ``length`` positions are looked at; ``at`` [B or 1, T] are the tokens' own; ``start`` is that of the first ones, if
+    they are the same in all rows. ``cosines`` and ``sines`` are [B or 1, 1, 1, T, 2, width / 2], for either half of a
+    head; ``bias`` [B or 1, 1, 1, T, length] is 0 where a token may look and minus infinity elsewhere, None where all
+    may look everywhere. ``runs`` are the rows, by what is the same in their keys and values.
     """
 
     length: int
@@ -135,7 +135,6 @@ class NumPyLlama:
         self._scale = np.float32(attention.scale)
         self.heads = int(attention.n_kv_heads)
         self.width = _head_width(model)
-        self._queries = int(attention.n_heads) // self.heads  # to each key head
         self._cosines, self._sines = _rotations(self._rope, self.width, 0)
 
     @property
@@ -152,7 +151,7 @@ class NumPyLlama:
             linear.select(order)
         # Of many tokens products are packed, and the same to the last bit only if all of a row is in one.
         alone = [Run(0, batch, 0)]
-        runs = kv.runs(SUMMED) if count == 1 and self._queries > 1 else alone
+        runs = kv.runs(SUMMED) if count == 1 else alone
         positions = self._positions(kv.lengths[order], count, length, runs)
         h = self._embedding[tokens[order].reshape(-1)]
         space = Workspace.of(self._layers[0], len(h))
@@ -245,15 +244,20 @@ class NumPyLlama:
         # One product for all the queries of a key head and all tokens.
         queries = turned.reshape(*query.shape[:2], -1, self.width)
         one_token = query.shape[3] == 1
+        if (
+            one_token and queries.shape[2] == 1
+        ):  # for which NumPy takes a routine of its own, that sums otherwise
+            queries = np.repeat(queries, 2, axis=2)
         scores = _scores(queries, kv[0], positions.length, shared) if one_token else queries @ keys
+        looked_at = scores[..., : positions.length]
         if positions.bias is not None:
-            by_token = scores.reshape(*query.shape[:4], positions.length)
+            by_token = looked_at.reshape(*query.shape[:2], -1, query.shape[3], positions.length)
             by_token += positions.bias
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        mixed = _mixed(scores, values, shared) if one_token else scores @ values
-        mixed /= scores.sum(axis=-1, keepdims=True)
-        attended[...] = mixed.reshape(attended.shape)
+        mixed = _mixed(looked_at, values, shared) if one_token else scores @ values
+        mixed /= _sums(scores) if one_token else scores.sum(axis=-1, keepdims=True)
+        attended[...] = mixed[:, :, : query.shape[2] * query.shape[3]].reshape(attended.shape)
 
     def _mlp(self, layer: Layer, h: np.ndarray, space: Workspace) -> None:
         x = _normed(h, layer.before_mlp, space.normed)
@@ -287,8 +291,9 @@ def _pieces(runs: Sequence[Run], rows: slice, step: int) -> Iterator[Run]:
 
 
 def _scores(queries: np.ndarray, keys: np.ndarray, length: int, shared: int) -> np.ndarray:
-    """queries [B, heads, n, width] · the first ``length`` keys [B, heads, width, N]: [B, heads, n, length]; the first
-    ``shared`` keys are the same in all rows. Whole blocks are computed, because OpenBLAS rounds otherwise in others."""
+    """queries [B, heads, n, width] · the first ``length`` keys [B, heads, width, N]: [B, heads, n, length], and minus
+    infinity up to a multiple of POSITIONS; the first ``shared`` keys are the same in all rows. Whole blocks are
+    computed, because OpenBLAS rounds otherwise in others."""
     keys = keys[..., : -(-length // POSITIONS) * POSITIONS]
     scores = np.empty((*queries.shape[:3], keys.shape[-1]), dtype=np.float32)
     if shared:
@@ -296,7 +301,8 @@ def _scores(queries: np.ndarray, keys: np.ndarray, length: int, shared: int) -> 
         _multiply_unpacked(_together(queries), keys[0, ..., :shared], common)
         scores[..., :shared] = _apart(common, len(queries))
     _multiply_unpacked(queries, keys[..., shared:], scores[..., shared:])
-    return scores[..., :length]
+    scores[..., length:] = -np.inf
+    return scores
 
 
 def _mixed(weights: np.ndarray, values: np.ndarray, shared: int) -> np.ndarray:
@@ -323,6 +329,14 @@ def _summed(weights: np.ndarray, values: np.ndarray, total: np.ndarray | None = 
         total = rest if total is None else np.add(total, rest, out=rest)
     assert total is not None  # there is always the token's own position
     return total
+
+
+def _sums(weights: np.ndarray) -> np.ndarray:
+    """The sums [..., 1] of weights [..., N], N a multiple of POSITIONS: the same to the last bit, however many zeros
+    follow a row's own because others are longer."""
+    blocks = weights.reshape(*weights.shape[:-1], -1, POSITIONS)
+    sums: np.ndarray = np.einsum("...ks->...s", blocks).sum(axis=-1, keepdims=True)
+    return sums
 
 
 def _multiply_unpacked(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:

@@ -36,6 +36,8 @@ class Linear:
         self.width, self._inputs = self.shape
         whole = self.width // BLOCK * BLOCK
         self._blocks = self._weight[:whole].reshape(-1, BLOCK, self._inputs).swapaxes(1, 2)
+        self._rest = np.zeros((BLOCK, self._inputs), dtype=np.float32)  # a whole block as well
+        self._rest[: self.width - whole] = self._weight[whole:]
         self._scale = np.float32(layer.scale if isinstance(layer, Adapted) else 0)
         self._selected: object = None
         self._factors: Factors | None = None
@@ -54,7 +56,7 @@ class Linear:
 
     def is_small(self, rows: int) -> bool:
         """Whether a product with so many rows is computed without packing. A row's result is then the same to the
-        last bit, whatever else is in the product and however its columns are shared."""
+        last bit, whatever else is in the product and however its columns are shared; but for what adapters add."""
         return rows * BLOCK <= SMALL_TRANSPOSED and rows * BLOCK * self._inputs <= SMALL
 
     def part(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
@@ -78,7 +80,7 @@ class Linear:
         grid = y[:, :whole].reshape(len(y), -1, BLOCK).swapaxes(0, 1)
         np.matmul(x[None], self._blocks[blocks], out=grid[blocks])
         if columns.start < columns.stop > whole:
-            np.matmul(x, self._weight[whole:].T, out=y[:, whole:])
+            y[:, whole:] = (x @ self._rest.T)[:, : self.width - whole]
 
     def _adapt(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
         """Add what the selected adapters add to ``columns`` of y."""
