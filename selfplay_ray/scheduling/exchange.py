@@ -12,12 +12,12 @@ from selfplay_ray.scheduling.messages import Orders, Report
 class ArenaSide:
     """Numbers what a worker is told, and answers each of its reports once.
 
-    The worker begins afresh with the first orders that are taken. ``since`` is above all numbers that it was ever
-    told: the clock will do, for orders are much rarer than nanoseconds.
+    The worker begins afresh with the first orders that are taken.
     """
 
-    def __init__(self, since: int | None = None) -> None:
-        self._numbers = itertools.count(time.time_ns() if since is None else since)
+    def __init__(self) -> None:
+        # From above all numbers that the worker was ever told: orders are much rarer than nanoseconds.
+        self._numbers = itertools.count(time.time_ns())
         self._began: int | None = None
         self._answered = -1
         self._answer: Orders | None = None

@@ -4,7 +4,6 @@ as one that was left alone: to the bit."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +43,9 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory, tiny: Path, environment
 
 def run(folder: Path, model: Path, environment: dict[str, str], who: str = "all", *points: str) -> int:
     """Run, or go on, until the end or where all die; the exit code."""
-    path = os.pathsep.join([environment["PYTHONPATH"], str(PROGRAM.parent), str(PROGRAM.parents[1])])
     process = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder), str(model), who, *points],
-        env={**environment, "PYTHONPATH": path},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=600,

@@ -6,7 +6,6 @@ The long form prints how it went.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -112,13 +111,10 @@ def start(nodes: Nodes, tmp_path: Path, tiny: Path) -> Iterator[Callable[[int], 
 
     def start(num_steps: int) -> PacedRun:
         allow(pace(folder), 0)
-        path = os.pathsep.join(
-            [nodes.environment["PYTHONPATH"], str(PROGRAM.parent), str(PROGRAM.parents[1])]
-        )
         with folder.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
                 nodes.hosts[0].command(sys.executable, str(PROGRAM), str(folder), str(tiny), str(num_steps)),
-                env={**nodes.environment, **HEALTH, "PYTHONPATH": path, "RAY_ADDRESS": nodes.address},
+                env={**nodes.environment, **HEALTH, "RAY_ADDRESS": nodes.address},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
