@@ -16,6 +16,7 @@ from selfplay_ray.errors import BLASError
 from selfplay_ray.inference.cpu import llama
 from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
+from selfplay_ray.inference.cpu.sampling import likeliest as likeliest_in_numpy
 from selfplay_ray.inference.cpu.sampling import sample as sample_in_numpy
 from selfplay_ray.inference.kv_cache import AlikeRows, RoomyBatchKVCache, are_roomy, with_room
 from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
@@ -149,7 +150,8 @@ class NumPyLogits:
         return mx.array(tokens), mx.array(logprobs)
 
     def likeliest(self, asking: Sequence[int], rows: Sequence[SamplingRow]) -> Sampled:
-        return likeliest(mx.array(self._computed()[list(asking)]), rows)
+        tokens, logprobs = likeliest_in_numpy(self._computed()[list(asking)], rows, self._forward.cores)
+        return mx.array(tokens), mx.array(logprobs)
 
     def _computed(self) -> np.ndarray:
         if self._values is None:

@@ -244,9 +244,8 @@ class NumPyLlama:
         # One product for all the queries of a key head and all tokens.
         queries = turned.reshape(*query.shape[:2], -1, self.width)
         one_token = query.shape[3] == 1
-        if (
-            one_token and queries.shape[2] == 1
-        ):  # for which NumPy takes a routine of its own, that sums otherwise
+        if one_token and queries.shape[2] == 1:
+            # For one NumPy takes a routine that sums in another order.
             queries = np.repeat(queries, 2, axis=2)
         scores = _scores(queries, kv[0], positions.length, shared) if one_token else queries @ keys
         looked_at = scores[..., : positions.length]

@@ -1,4 +1,5 @@
-"""The draw of ``selfplay_ray.inference.sampling``, in NumPy: the same race with the same keys."""
+"""The draw of ``selfplay_ray.inference.sampling``, in NumPy: the same race with the same keys. What is told of the
+likeliest tokens is normalized as the draw is, so that a token's logprob is the same number in both."""
 
 from __future__ import annotations
 
@@ -14,6 +15,33 @@ from selfplay_ray.inference.sampling import BLOCK, SamplingRow, draw_key, expone
 def sample(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tuple[np.ndarray, np.ndarray]:
     """Draw one token a row and say how likely it was: int32[B] and float32[B], of logits float32[B, V]."""
     scaled = _scaled(logits, rows)
+    largest, sums = _weights(scaled, cores)
+    greedy = np.array([row.temperature == 0 for row in rows])
+    tokens = scaled.argmax(axis=-1) if greedy.any() else np.zeros(len(scaled), dtype=np.int64)
+    with np.errstate(all="ignore"):  # what has no probability never arrives
+        if not greedy.all():
+            tokens = np.where(greedy, tokens, _race(scaled, largest, sums, rows))
+        normalizer = largest + np.log(sums.sum(axis=-1))
+    return tokens.astype(np.int32), scaled[np.arange(len(scaled)), tokens] - normalizer
+
+
+def likeliest(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens a row is most likely to draw, best first, and their logprobs: int32 and float32 [B, K], of logits
+    float32[B, V]. K is the largest ``top`` of ``rows``."""
+    scaled = _scaled(logits, rows)
+    largest, sums = _weights(scaled, cores)
+    count = max(row.top for row in rows)
+    best = np.sort(np.argpartition(-scaled, count - 1, axis=-1)[:, :count], axis=-1)
+    order = np.argsort(-np.take_along_axis(scaled, best, axis=-1), axis=-1, kind="stable")
+    best = np.take_along_axis(best, order, axis=-1)
+    with np.errstate(all="ignore"):  # as in a draw
+        normalizer = largest + np.log(sums.sum(axis=-1))
+    return best.astype(np.int32), np.take_along_axis(scaled, best, axis=-1) - normalizer[:, None]
+
+
+def _weights(scaled: np.ndarray, cores: Cores) -> tuple[np.ndarray, np.ndarray]:
+    """The largest of each row's logits [B], and the sum of each block's weights, the likeliest token's being 1:
+    [B, blocks]."""
     batch, vocabulary = scaled.shape
     largest = np.empty(batch, dtype=np.float32)
     sums = np.empty((batch, -(-vocabulary // BLOCK)), dtype=np.float32)
@@ -25,13 +53,7 @@ def sample(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tup
             sums[row] = _block_sums(scaled[row], largest[row])
 
     cores.run("sampling", sum_up)
-    greedy = np.array([row.temperature == 0 for row in rows])
-    tokens = scaled.argmax(axis=-1) if greedy.any() else np.zeros(batch, dtype=np.int64)
-    with np.errstate(all="ignore"):  # what has no probability never arrives
-        if not greedy.all():
-            tokens = np.where(greedy, tokens, _race(scaled, largest, sums, rows))
-        normalizer = largest + np.log(sums.sum(axis=-1))
-    return tokens.astype(np.int32), scaled[np.arange(batch), tokens] - normalizer
+    return largest, sums
 
 
 def _block_sums(logits: np.ndarray, largest: np.float32) -> np.ndarray:
