@@ -83,7 +83,7 @@ async def distinct_prompts(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
 
 
 async def mixed(sampler: Sampler, sizes: Sizes, repeat: int) -> None:
-    """Prompts and replies of all lengths, more of them than are decoded at a time."""
+    """Prompts and replies of all lengths, a request for each."""
     asked = [mixed_lengths.mixed_request(repeat, index) for index in range(sizes.mixed_requests)]
     await asyncio.gather(*[sampler.sample([prompt], 1, tokens) for prompt, tokens in asked])
 

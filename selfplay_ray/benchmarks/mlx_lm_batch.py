@@ -1,4 +1,4 @@
-"""The baseline of what the engine is faster than: mlx-lm's own `batch_generate`, which tells the token ids only."""
+"""What the engine is measured against: mlx-lm's own `batch_generate`, which tells the token ids only."""
 
 from __future__ import annotations
 

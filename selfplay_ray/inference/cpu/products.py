@@ -36,8 +36,8 @@ class Linear:
         self.width, self._inputs = self.shape
         whole = self.width // BLOCK * BLOCK
         self._blocks = self._weight[:whole].reshape(-1, BLOCK, self._inputs).swapaxes(1, 2)
-        self._rest = np.zeros((BLOCK, self._inputs), dtype=np.float32)  # a whole block as well
-        self._rest[: self.width - whole] = self._weight[whole:]
+        # What is left is made a whole block as well.
+        self._rest = np.pad(self._weight[whole:], ((0, -self.width % BLOCK), (0, 0)))
         self._scale = np.float32(layer.scale if isinstance(layer, Adapted) else 0)
         self._selected: object = None
         self._factors: Factors | None = None

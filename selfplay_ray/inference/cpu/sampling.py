@@ -21,8 +21,8 @@ def sample(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tup
     with np.errstate(all="ignore"):  # what has no probability never arrives
         if not greedy.all():
             tokens = np.where(greedy, tokens, _race(scaled, largest, sums, rows))
-        normalizer = largest + np.log(sums.sum(axis=-1))
-    return tokens.astype(np.int32), scaled[np.arange(len(scaled)), tokens] - normalizer
+        logprobs = scaled[np.arange(len(scaled)), tokens] - _normalizers(largest, sums)
+    return tokens.astype(np.int32), logprobs
 
 
 def likeliest(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +35,14 @@ def likeliest(logits: np.ndarray, rows: Sequence[SamplingRow], cores: Cores) -> 
     order = np.argsort(-np.take_along_axis(scaled, best, axis=-1), axis=-1, kind="stable")
     best = np.take_along_axis(best, order, axis=-1)
     with np.errstate(all="ignore"):  # as in a draw
-        normalizer = largest + np.log(sums.sum(axis=-1))
-    return best.astype(np.int32), np.take_along_axis(scaled, best, axis=-1) - normalizer[:, None]
+        logprobs = np.take_along_axis(scaled, best, axis=-1) - _normalizers(largest, sums)[:, None]
+    return best.astype(np.int32), logprobs
+
+
+def _normalizers(largest: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """The log of the sum of each row's exponentials [B]."""
+    normalizers: np.ndarray = largest + np.log(sums.sum(axis=-1))
+    return normalizers
 
 
 def _weights(scaled: np.ndarray, cores: Cores) -> tuple[np.ndarray, np.ndarray]:
