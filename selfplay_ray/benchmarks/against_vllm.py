@@ -47,7 +47,7 @@ class Sizes:
     prompts: int = throughput.PROMPTS
     prompt_tokens: int = throughput.PROMPT_TOKENS
     new_tokens: int = throughput.NEW_TOKENS
-    mixed_requests: int = mixed_lengths.REQUESTS
+    mixed_requests: int = 96  # three times as many as either decodes at a time
     samples: int = group_fork.SAMPLES
     group_prompt_tokens: int = group_fork.PROMPT_TOKENS
     group_new_tokens: int = group_fork.NEW_TOKENS
