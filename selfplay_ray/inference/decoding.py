@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from selfplay_ray.inference.adapters import Adapter
 from selfplay_ray.inference.requests import Generation, GenerationRequest, TokenChunk, TopTokens
-from selfplay_ray.inference.rows import Row
+from selfplay_ray.inference.sampling import SamplingRow
 from selfplay_ray.types import FinishReason, PolicySpan
 
 Tokens = tuple[int, ...]
@@ -23,8 +23,9 @@ about as long as copying their keys and values out of the batch, which every sam
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What is known of a token beside itself."""
+    """A token, and what is known of it."""
 
+    token: int
     logprob: float
     version: int
     top: TopTokens
@@ -36,7 +37,9 @@ class Decoding:
 
     ``prompt_change`` tells which of the adapter's weights its prompt was begun with (``Adapter.changes``); ``restarts``
     how often that was begun again because the adapter has changed since. ``head`` is what is prefilled: all of the
-    prompt but its last token, with which decoding begins.
+    prompt but its last token, with which decoding begins. ``held`` counts the tokens, of the prompt and then of the
+    reply, of which there are keys and values; ``drawn`` those that were drawn, if not yet read. With ``shares`` what
+    it runs may come from a forward pass that was run for another.
     """
 
     ticket: int
@@ -47,7 +50,9 @@ class Decoding:
     listener: Listener | None = None
     prompt_change: int = 0
     restarts: int = 0
-    uid: int | None = None
+    shares: bool = True
+    held: int = 0
+    drawn: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -78,31 +83,47 @@ class Decoding:
         """How many positions its keys and values may come to take."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
 
-    def row(self, *, alike: bool) -> Row:
-        """Its row in the batch; with ``alike`` its first token may come from a forward pass run for another."""
-        request = self.request
-        return Row(
-            self.ticket,
-            self.adapter,
-            request.seed,
-            request.temperature,
-            request.min_tokens,
-            self.stop_token_ids,
-            request.top_logprobs,
-            (self.prefill, request.prompt_token_ids[-1]) if alike else None,
-            request.max_tokens if request.max_tokens < WORTH_KEEPING else None,
-        )
+    @property
+    def prefilled(self) -> bool:
+        """Whether there are keys and values of all its head."""
+        return self.held >= len(self.head)
 
-    def take(self, token: int, drawn: Drawn, reason: FinishReason | None) -> None:
-        """The next token; tells whoever listens."""
+    @property
+    def kind(self) -> Hashable:
+        """Those of the same have the same prompt and policy, and draw their first token; None is of a kind of its
+        own."""
+        if self.drawn or not self.shares:
+            return None
+        return self.prefill, self.request.prompt_token_ids[-1]
+
+    @property
+    def tokens_held(self) -> Tokens:
+        """The tokens of which there are keys and values, if all that were drawn are read."""
+        return (*self.request.prompt_token_ids, *self.token_ids)[: self.held]
+
+    def next_draw(self) -> SamplingRow:
+        """How its next token is drawn."""
+        request = self.request
+        banned = self.stop_token_ids if self.drawn < request.min_tokens else ()
+        return SamplingRow(request.seed, request.temperature, self.drawn, banned, request.top_logprobs)
+
+    def take(self, drawn: Drawn) -> FinishReason | None:
+        """The next token; tells whoever listens. Why it is the last one, if it is."""
         if not self.token_ids:
             self.seconds_to_first_token = time.perf_counter() - self.submitted
-        self.token_ids.append(token)
+        self.token_ids.append(drawn.token)
         self.logprobs.append(drawn.logprob)
         self.versions.append(drawn.version)
         self.top_logprobs.append(drawn.top)
+        reason: FinishReason | None = None
+        if drawn.token in self.stop_token_ids:
+            reason = "stop"
+        elif len(self.token_ids) >= self.request.max_tokens:
+            reason = "length"
         if self.listener is not None:
-            self.listener(TokenChunk((token,), (drawn.logprob,), (drawn.version,), (drawn.top,), reason))
+            chunk = (drawn.token,), (drawn.logprob,), (drawn.version,), (drawn.top,)
+            self.listener(TokenChunk(*chunk, reason))
+        return reason
 
     def finish(self, reason: FinishReason) -> None:
         """Hand the generation to whoever waits for it."""

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from selfplay_ray.blas import NumPyBLAS
 from selfplay_ray.errors import BLASError
@@ -23,6 +24,9 @@ from selfplay_ray.inference.sampling import SamplingRow, likeliest, sample
 
 LayerCaches = list[Any]
 """Caches of a sequence or of a batch, in the protocol of mlx-lm's: one a layer, or one for all layers."""
+
+TIDIED = 512
+"""Steps after which MLX gives back what memory it has ready."""
 
 Sampled = tuple[mx.array, mx.array]
 
@@ -40,7 +44,11 @@ class Logits(Protocol):
 
 
 class Forward(Protocol):
-    """Runs a model on batches, of which it makes the caches."""
+    """Runs a model on batches, of which it makes the caches; ``lazy``, if what it returns is computed while others do
+    something else; ``pads``, if in a prefill all rows cost as much as the longest."""
+
+    lazy: bool
+    pads: bool
 
     def new_caches(self) -> LayerCaches:
         """Empty caches for one sequence."""
@@ -54,18 +62,26 @@ class Forward(Protocol):
         """Bytes that a sequence takes for each of its tokens, and besides."""
         ...
 
-    def run(self, tokens: mx.array, caches: LayerCaches) -> Logits:
-        """The logits after ``tokens``, int32[B, T]; the caches grow."""
+    def join(self, caches: LayerCaches, sequences: Sequence[LayerCaches]) -> LayerCaches:
+        """Those of a batch, empty if that has no rows, with a row more for each of ``sequences``, which are copied."""
         ...
 
-    def run_one_of_each(
+    def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
+        """Let each row go on with its ``tokens``, at least one; the caches grow."""
+        ...
+
+    def decode(self, tokens: mx.array, caches: LayerCaches) -> Logits:
+        """The logits after one more token a row, int32[B]; the caches grow."""
+        ...
+
+    def decode_one_of_each(
         self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
     ) -> Logits:
-        """The same for T = 1, where rows of a kind, an index into ``first``, are alike and only these are run."""
+        """The same where rows of a kind, an index into ``first``, are alike and only these are run."""
         ...
 
     def shares(self, caches: LayerCaches) -> bool:
-        """Whether ``run_one_of_each`` knows such caches."""
+        """Whether ``decode_one_of_each`` knows such caches."""
         ...
 
     def take_weights(self) -> None:
@@ -101,8 +117,12 @@ class MLXLogits:
 class MLXForward:
     """mlx-lm's own forward pass of any of its models."""
 
+    lazy = pads = True
+
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._wired = maybe_set_recommended_wired_limit()
+        self._steps = 0
 
     def new_caches(self) -> LayerCaches:
         return with_room(make_prompt_cache(self._model))
@@ -117,15 +137,39 @@ class MLXForward:
         constant = [cache for cache in caches if getattr(cache, "keys", None) is None]
         return sum(int(c.nbytes) // c.keys.shape[2] for c in growing), sum(int(c.nbytes) for c in constant)
 
-    def run(self, tokens: mx.array, caches: LayerCaches) -> MLXLogits:
-        return MLXLogits(self._model(tokens, cache=caches)[:, -1])
+    def join(self, caches: LayerCaches, sequences: Sequence[LayerCaches]) -> LayerCaches:
+        merged = [layer[0].merge(layer) for layer in map(list, zip(*sequences, strict=True))]
+        for cache, more in zip(caches, merged, strict=bool(caches)):
+            cache.extend(more)
+        return caches or merged
 
-    def run_one_of_each(
+    def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
+        lengths = [len(row) for row in tokens]
+        padding = [max(lengths) - length for length in lengths]
+        if any(padding):
+            for cache in caches:
+                cache.prepare(lengths=lengths, right_padding=padding)
+        padded = [[*row, *[0] * more] for row, more in zip(tokens, padding, strict=True)]
+        self._model(mx.array(padded), cache=caches)
+        if any(padding):
+            for cache in caches:
+                cache.finalize()
+        mx.eval([cache.state for cache in caches])
+        mx.clear_cache()
+
+    def decode(self, tokens: mx.array, caches: LayerCaches) -> MLXLogits:
+        self._steps += 1
+        if self._steps % TIDIED == 0:
+            mx.clear_cache()
+        return MLXLogits(self._model(tokens[:, None], cache=caches)[:, -1])
+
+    def decode_one_of_each(
         self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
     ) -> MLXLogits:
         some, every = mx.array(list(first)), mx.array(list(kinds))
         layers = cast(Sequence[RoomyBatchKVCache], caches)
-        logits = self._model(tokens[some], cache=[AlikeRows(layer, some, every) for layer in layers])
+        alike = [AlikeRows(layer, some, every) for layer in layers]
+        logits = self._model(tokens[some][:, None], cache=alike)
         return MLXLogits(logits[:, -1][every])
 
     def shares(self, caches: LayerCaches) -> bool:
@@ -135,7 +179,11 @@ class MLXForward:
         """It keeps none."""
 
     def close(self) -> None:
-        """It has none."""
+        """It has no threads; gives back the memory that was wired."""
+        if self._wired is not None:
+            mx.synchronize()
+            mx.set_wired_limit(self._wired)
+            self._wired = None
 
 
 class NumPyLogits:
@@ -163,6 +211,8 @@ class NumPyLogits:
 class NumPyForward:
     """A model that ``llama.accepts``, run by as many threads as NumPy's BLAS would take."""
 
+    lazy = pads = False
+
     def __init__(self, model: nn.Module, blas: NumPyBLAS) -> None:
         self._model, self._blas = model, blas
         self.cores = Cores(blas.threads)
@@ -180,15 +230,26 @@ class NumPyForward:
     def kv_bytes(self) -> tuple[int, int]:
         return self._llama.depth * self._llama.heads * self._llama.width * 2 * 4, 0
 
-    def run(self, tokens: mx.array, caches: LayerCaches) -> NumPyLogits:
-        return NumPyLogits(self, self._hidden(tokens, caches[0]))
+    def join(self, caches: LayerCaches, sequences: Sequence[LayerCaches]) -> LayerCaches:
+        rows = [sequence for (sequence,) in sequences]
+        if not caches:
+            return [BatchKV.of(rows)]
+        caches[0].append(rows)
+        return caches
 
-    def run_one_of_each(
+    def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
+        with self._blas.single_threaded():
+            self._llama.prefill(tokens, caches[0])
+
+    def decode(self, tokens: mx.array, caches: LayerCaches) -> NumPyLogits:
+        return NumPyLogits(self, self._decoded(np.asarray(tokens), caches[0]))
+
+    def decode_one_of_each(
         self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
     ) -> NumPyLogits:
         batch: BatchKV = caches[0]
         some = batch.take(first)
-        hidden = self._hidden(tokens[mx.array(list(first))], some)
+        hidden = self._decoded(np.asarray(tokens)[list(first)], some)
         batch.append_last(some, kinds)
         return NumPyLogits(self, hidden, kinds)
 
@@ -203,6 +264,6 @@ class NumPyForward:
     def close(self) -> None:
         self.cores.close()
 
-    def _hidden(self, tokens: mx.array, batch: BatchKV) -> np.ndarray:
+    def _decoded(self, tokens: np.ndarray, batch: BatchKV) -> np.ndarray:
         with self._blas.single_threaded():
-            return self._llama.hidden(np.asarray(tokens), batch)
+            return self._llama.decode(tokens, batch)

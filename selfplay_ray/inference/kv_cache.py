@@ -7,7 +7,6 @@ that is never written.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Self, TypeGuard
 
@@ -39,15 +38,6 @@ class RoomyBatchKVCache(BatchKVCache):
         """Keep the rows ``batch_indices``; nothing is copied where these are all."""
         if list(batch_indices) != list(range(self.offset.shape[0])):
             super().filter(batch_indices)  # type: ignore[no-untyped-call]
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Another cache of the same keys and values: arrays change by being replaced, so none has to be copied."""
-        twin = copy.copy(self)
-        # Objects of its own, though, because assigning to a slice changes an object.
-        for name in ("keys", "values", "offset", "left_padding"):
-            array = getattr(self, name)
-            setattr(twin, name, None if array is None else mx.stop_gradient(array))
-        return twin
 
     def extract(self, idx: int) -> RoomyKVCache:
         """Row ``idx`` by itself."""

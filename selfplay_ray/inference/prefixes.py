@@ -50,7 +50,7 @@ class PrefixCache:
     def longest(self, adapter: Adapter, tokens: Tokens) -> tuple[int, LayerCaches] | None:
         """The kept sequence that shares the longest beginning with ``tokens``: how long that is, and caches of it.
 
-        The caches may be handed to BatchGenerator any number of times, because it copies them.
+        Any number of rows may go on with them, for which they are copied.
         """
         if self._found is None or self._found[0] != (adapter, tokens):
             self._found = (adapter, tokens), self._search(adapter, tokens)
@@ -75,9 +75,7 @@ class PrefixCache:
                 self._forget(shorter)
         # Unevaluated, or views, they would hold on to the whole batch they were cut from.
         mx.eval([cache.state for cache in caches])
-        for cache in caches:
-            if isinstance(cache, SequenceKV):
-                cache.detach()
+        caches = [cache.detached() if isinstance(cache, SequenceKV) else cache for cache in caches]
         nbytes = sum(int(cache.nbytes) for cache in caches)
         self._kept[key] = _Kept(np.array(tokens), caches, nbytes, time.monotonic())
         self._found = None

@@ -15,7 +15,7 @@ from selfplay_ray.errors import ConfigError
 from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.decoder import MOST_RESTARTS, Decoder
+from selfplay_ray.inference.decoder import MOST_RESTARTS, PATIENCE, Decoder
 from selfplay_ray.inference.decoding import WORTH_KEEPING
 from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.lora import LoRASettings
@@ -24,6 +24,8 @@ from selfplay_ray.types import Message
 
 EOS = {2}
 PROMPT = tuple(range(100, 130))
+
+TRIPLES = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
 
 
 def decoder(model: nn.Module, *, batch: int = 32, step: int = 512, fork: bool = True) -> Decoder:
@@ -101,7 +103,7 @@ def test_a_later_turn_runs_only_what_is_new(tiny_model: nn.Module) -> None:
     (first,) = run(batch, request(1, max_tokens=WORTH_KEEPING))
     second = request(2, prompt=(*PROMPT, *first.token_ids, 7, 8, 9, 10))
     continued = run(batch, second)
-    assert batch.stats().prefilled_tokens == 29 + 3
+    assert batch.stats().prefilled_tokens == 29 + 4  # the last of the reply has not been run
     assert tokens(continued) == tokens(run(decoder(tiny_model), second))
 
 
@@ -114,7 +116,7 @@ def test_a_new_policy_begins_with_keys_of_its_own(tiny: Path) -> None:
 
 
 def test_a_prompt_begun_before_a_swap_is_begun_again(tiny: Path) -> None:
-    batch = trainable(tiny, step=8)  # 29 tokens take four steps
+    batch = trainable(tiny, step=2)  # 29 tokens take four steps
     before = submit(batch, request(1), request(2))
     batch.step()
     batch.load_adapter("live", weights(batch), version=1)
@@ -129,7 +131,7 @@ def test_a_prompt_begun_before_a_swap_is_begun_again(tiny: Path) -> None:
 
 
 def test_weights_that_change_all_the_time_do_not_keep_a_prompt_from_its_end(tiny: Path) -> None:
-    batch = trainable(tiny, step=2)  # 15 steps
+    batch = trainable(tiny, step=1)  # 8 steps
     (future,) = submit(batch, request(1))
     for version in range(1, 40):
         batch.step()
@@ -143,7 +145,6 @@ def test_who_has_drawn_a_token_goes_on_through_a_swap(tiny: Path) -> None:
     batch = trainable(tiny)
     (future,) = submit(batch, request(1))
     batch.step()
-    batch.step()
     assert batch.stats().generated_tokens <= 1  # the first token may be drawn and not yet told of
     batch.load_adapter("live", weights(batch), version=1)
     while batch.busy:
@@ -156,6 +157,23 @@ def test_prompts_of_all_lengths_together_are_as_alone(tiny_model: nn.Module) -> 
     mixed = [request(n, prompt=tuple(range(50, 51 + 9 * n)), temperature=0.5 * n) for n in range(4)]
     together = run(decoder(tiny_model, step=8), *mixed)
     assert tokens(together) == [run(decoder(tiny_model), one)[0].token_ids for one in mixed]
+
+
+def test_prompts_wait_for_company_while_requests_wait_for_a_place(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model, batch=4)
+    submit(batch, request(0, max_tokens=30))
+    short = [submit(batch, *(request(n, prompt=(50, n, 51), max_tokens=1) for n in some)) for some in TRIPLES]
+    batch.step()
+    assert all(future.done() for future in short[0])
+    for _ in range(PATIENCE):
+        batch.step()
+    assert batch.stats().running == 4
+    assert not any(future.done() for future in short[1])
+    batch.step()
+    assert all(future.done() for future in short[1])
+    assert batch.stats().waiting == 3
+    batch.step()  # nobody else will come
+    assert all(future.done() for future in short[2])
 
 
 def test_the_highest_priority_goes_first_then_who_came_first(tiny_model: nn.Module) -> None:
@@ -186,7 +204,7 @@ def test_a_group_does_without_one_of_its_own(tiny_model: nn.Module, steps: int, 
     """Whoever leaves, leader or follower, waiting, in prefill or decoding: the others are as if it stayed."""
     group = [request(seed) for seed in range(3)]
     expected = tokens(run(decoder(tiny_model), *group))
-    batch = decoder(tiny_model, step=8)
+    batch = decoder(tiny_model, step=2)
     futures = submit(batch, *group)
     for _ in range(steps):
         batch.step()

@@ -21,9 +21,11 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
 from selfplay_ray.errors import AdapterError, UnknownNameError
+from selfplay_ray.inference import decoder
 from selfplay_ray.inference.adapters import Adapter, Adapters
 from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.decoder import Decoder
+from selfplay_ray.inference.forward import MLXForward
 from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.inference.sampling import SamplingRow, sample
 from selfplay_ray.lora import LoRASettings
@@ -175,7 +177,12 @@ class Schedule:
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
-def test_whatever_happens_every_reply_is_as_alone(reference: Reference, seed: int) -> None:
+@pytest.mark.parametrize("by_mlx", [False, True])
+def test_whatever_happens_every_reply_is_as_alone(
+    reference: Reference, seed: int, by_mlx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_mlx:
+        monkeypatch.setattr(decoder, "forward_of", MLXForward)
     schedule = Schedule(seed)
     schedule.run()
     finished = [(request, future.result(0)) for request, future in schedule.asked if not future.cancelled()]

@@ -21,8 +21,7 @@ ROWS = [SamplingRow(seed, 1.0, 0, top=3) for seed in range(4)]
 
 
 def batch(forward: Forward, rows: int) -> list[object]:
-    caches = [forward.new_caches() for _ in range(rows)]
-    return [layer[0].merge(layer) for layer in map(list, zip(*caches, strict=True))]
+    return forward.join([], [forward.new_caches() for _ in range(rows)])
 
 
 @on_a_cpu
@@ -54,11 +53,15 @@ def test_without_numpys_own_blas_mlx_runs_everything(
 def test_both_draw_the_same(tiny_model: nn.Module) -> None:
     mine, theirs = forward_of(tiny_model), MLXForward(tiny_model)
     assert mine.kv_bytes() == theirs.kv_bytes()
-    tokens = mx.array(np.random.default_rng(0).integers(0, 49152, (4, 20)))
+    tokens = np.random.default_rng(0).integers(0, 49152, (4, 20)).tolist()
     drawn = []
     for one in (mine, theirs):
-        caches = batch(one, 4)
-        logits = one.run(tokens, caches)
+        caches = batch(one, 3)
+        one.prefill([tokens[0], tokens[1][:9], tokens[2][:1]], caches)  # of all lengths
+        late = batch(one, 1)
+        one.prefill([tokens[3][:4]], late)
+        caches = one.join(caches, [[cache.extract(0) for cache in late]])
+        logits = one.decode(mx.array([1, 2, 3, 4]), caches)
         drawn.append([np.array(part) for part in (*logits.draw(ROWS), *logits.likeliest([1, 3], ROWS[:2]))])
     (tokens_, logprobs, best, most), wanted = drawn
     assert (tokens_ == wanted[0]).all()
@@ -71,16 +74,17 @@ def test_both_draw_the_same(tiny_model: nn.Module) -> None:
 @on_a_cpu
 def test_rows_that_are_alike_are_run_once_and_go_on_as_if_all_had_been(tiny_model: nn.Module) -> None:
     ours = forward_of(tiny_model)
-    head = mx.array([[5, 6, 7], [5, 6, 7], [8, 9, 10], [5, 6, 7]])
+    head = [[5, 6, 7], [5, 6, 7], [8, 9, 10], [5, 6, 7]]
     shared, plain = batch(ours, 4), batch(ours, 4)
     for caches in (shared, plain):
-        ours.run(head, caches)
-    last, following = mx.array([[3], [3], [4], [3]]), mx.array([[1], [2], [3], [4]])
+        ours.prefill(head, caches)
+    last, following = mx.array([3, 3, 4, 3]), mx.array([1, 2, 3, 4])
     assert ours.shares(shared)
     assert_equal(
-        ours.run_one_of_each(last, shared, [0, 2], [0, 0, 1, 0]).draw(ROWS), ours.run(last, plain).draw(ROWS)
+        ours.decode_one_of_each(last, shared, [0, 2], [0, 0, 1, 0]).draw(ROWS),
+        ours.decode(last, plain).draw(ROWS),
     )
-    assert_equal(ours.run(following, shared).draw(ROWS), ours.run(following, plain).draw(ROWS))
+    assert_equal(ours.decode(following, shared).draw(ROWS), ours.decode(following, plain).draw(ROWS))
     ours.close()
 
 

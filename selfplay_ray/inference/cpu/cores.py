@@ -34,6 +34,8 @@ class Share:
         return slice(min(round(self.start * units) * unit, size), min(round(self.stop * units) * unit, size))
 
 
+ALL = Share(0.0, 1.0)
+
 Work = Callable[[Share], object]
 Outcome = tuple[float, BaseException | None]
 
@@ -61,7 +63,7 @@ class Cores:
         """Call ``work`` with every share of it, each in its thread; raises what one raises. Not after ``close``."""
         if self.count == 1:
             with np.errstate(all="ignore"):
-                work(Share(0.0, 1.0))
+                work(ALL)
             return
         kept = self._kept.get(kind, 1 / self.count)
         started = time.perf_counter()

@@ -43,16 +43,16 @@ class Linear:
         self._factors: Factors | None = None
         self._own: np.ndarray | None = None
 
-    def select(self, order: np.ndarray) -> None:
-        """Compute what follows with the adapters that are selected now, of the rows ``order``; MLX's arrays are read in
-        this thread only."""
+    def select(self, rows: np.ndarray) -> None:
+        """Compute what follows, of tokens that are of the ``rows`` [N], with the adapters selected now; MLX's arrays
+        are read in this thread only."""
         if self._adapted is None:
             return
         if self._adapted.factors is not self._selected:
             self._selected = factors = self._adapted.factors
             self._factors = None if factors is None else (np.asarray(factors[0]), np.asarray(factors[1]))
         own = self._adapted.own
-        self._own = None if own is None else np.asarray(own)[order] > 0
+        self._own = None if own is None else np.asarray(own)[rows] > 0
 
     def is_small(self, rows: int) -> bool:
         """Whether a product with so many rows is computed without packing. A row's result is then the same to the
@@ -90,5 +90,5 @@ class Linear:
         z = x @ a
         if self._own is not None:
             # Not a product: infinity times zero would be no number.
-            z = np.where(np.repeat(self._own, len(z) // len(self._own), axis=0), z, np.float32(0))
+            z = np.where(self._own, z, np.float32(0))
         y[:, columns] += self._scale * (z @ b[:, columns])

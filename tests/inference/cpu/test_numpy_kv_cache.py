@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfplay_ray.inference.cpu.attention import SUMMED
 from selfplay_ray.inference.cpu.kv_cache import POSITIONS, UNBOUNDED, BatchKV, SequenceKV
-from selfplay_ray.inference.cpu.llama import SUMMED
 from selfplay_ray.inference.kv_cache import ROOM
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
@@ -48,10 +48,16 @@ def assert_told(batch: BatchKV, unit: int) -> None:
     assert ends[-1] == len(batch.lengths)
 
 
+def reserve(batch: BatchKV, count: int) -> int:
+    """Room for as many more positions of every row; how long the longest then is."""
+    batch.reserve(np.full_like(batch.lengths, count))
+    return int(batch.lengths.max()) + count
+
+
 def run(batch: BatchKV, value: int) -> SequenceKV:
     """Write one position to every row, as a forward pass does; what was written."""
-    length = batch.reserve(1)
     rows = len(batch.lengths)
+    length = reserve(batch, 1)
     assert sorted(batch.slots.tolist()) == list(range(rows))
     for unit in (POSITIONS, SUMMED):
         assert_told(batch, unit)
@@ -71,23 +77,23 @@ def joined(a: SequenceKV, b: SequenceKV) -> SequenceKV:
 
 def test_rows_are_merged_taken_left_out_and_joined() -> None:
     a, b, c, d = sequence(5, 1), sequence(0, 2), sequence(2 * ROOM, 3), sequence(1, 4)
-    batch = SequenceKV.merge([a, b, c])
+    batch = BatchKV.of([a, b, c])
     assert holds(batch, a, b, c)
     assert holds(batch.take([2, 0]), c, a)
-    batch.extend(SequenceKV.merge([d]))
+    batch.append([d])
     assert holds(batch, a, b, c, d)
     batch.filter([0, 3])
     assert holds(batch, a, d)
-    batch.extend(SequenceKV.merge([c]))
+    batch.append([c])
     assert holds(batch, a, d, c)
 
 
 @given(st.data())
 def test_whatever_happens_rows_hold_what_was_run_for_them(data: st.DataObject) -> None:
     rows = [sequence(data.draw(st.integers(0, 9)), value) for value in range(3)]
-    batch, cut = SequenceKV.merge(rows), list[tuple[SequenceKV, SequenceKV]]()
+    batch, cut = BatchKV.of(rows), list[tuple[SequenceKV, SequenceKV]]()
     for value in range(10, 30):
-        match data.draw(st.sampled_from(["run", "filter", "extend", "cut", "split"])):
+        match data.draw(st.sampled_from(["run", "filter", "append", "cut"])):
             case "run":
                 new = run(batch, value)
                 rows = [joined(row, new) for row in rows]
@@ -95,37 +101,27 @@ def test_whatever_happens_rows_hold_what_was_run_for_them(data: st.DataObject) -
                 keep = sorted(data.draw(st.sets(st.sampled_from(range(len(rows))), min_size=1)))
                 batch.filter(keep)
                 rows = [rows[row] for row in keep]
-            case "extend":
+            case "append":
                 first = sequence(data.draw(st.integers(0, 2 * ROOM)), value)
                 shorter = copy.copy(first)
                 shorter.trim(data.draw(st.sampled_from([0, 1, ROOM])))
                 others = [first] * data.draw(st.integers(1, 9)) + [shorter] * data.draw(st.integers(0, 2))
-                batch.extend(SequenceKV.merge(others))
+                batch.append(others)
                 rows += others
             case "cut":
                 row = data.draw(st.sampled_from(range(len(rows))))
-                cut.append((copy.copy(batch.extract(row)), rows[row]))
-            case "split" if len(rows) > 1:
-                left, right = [*range(0, len(rows), 2)], [*range(1, len(rows), 2)]
-                other = copy.deepcopy(batch)
-                batch.filter(left)
-                other.filter(right)
-                new = run(other, value)
-                run(batch, value + 100)
-                batch.filter([0])
-                assert holds(other, *(joined(rows[row], new) for row in right))
-                batch, rows = other, [joined(rows[row], new) for row in right]
+                cut.append((batch.extract(row).detached(), rows[row]))
         assert holds(batch, *rows)
         assert all(same(*pair) for pair in cut)
 
 
 def test_who_comes_takes_the_memory_of_who_has_left() -> None:
     rows = [sequence(5, 1), sequence(9, 2), sequence(5, 3)]
-    batch = SequenceKV.merge(rows)
+    batch = BatchKV.of(rows)
     memory = batch.keys
     for value in range(4, 9):
         batch.filter([0, 2])
-        batch.extend(SequenceKV.merge([sequence(4, value)]))
+        batch.append([sequence(4, value)])
         new = run(batch, 10 * value)
         rows = [joined(row, new) for row in (rows[0], rows[2], sequence(4, value))]
         assert holds(batch, *rows)
@@ -134,52 +130,53 @@ def test_who_comes_takes_the_memory_of_who_has_left() -> None:
 
 def test_rows_of_a_common_beginning_stay_together() -> None:
     a, b = sequence(200, 1), sequence(140, 2)
-    batch = SequenceKV.merge([sequence(9, 3), a, a, a, sequence(8, 4), sequence(7, 5), b, b, b, b])
+    batch = BatchKV.of([sequence(9, 3), a, a, a, sequence(8, 4), sequence(7, 5), b, b, b, b])
     assert [tuple(run) for run in batch.runs(64)] == [(0, 1, 0), (1, 4, 192), (4, 6, 0), (6, 10, 128)]
     batch.filter([1, 3, 4, 5, 6, 8, 9])
-    batch.reserve(1)
+    reserve(batch, 1)
     assert sorted(run.stop - run.start for run in batch.runs(64) if run.shared) == [3]  # 200 aren't worth it
     assert sum(run.stop - run.start for run in batch.runs(64)) == 7
     batch.filter([0, 2, 3, 5])  # one of each: nothing is in common any more
-    batch.reserve(1)
+    reserve(batch, 1)
     assert [tuple(run) for run in batch.runs(64)] == [(0, 4, 0)]
-    few = SequenceKV.merge([sequence(9, 3), *[sequence(40, 1)] * 8, sequence(9, 4)])
+    few = BatchKV.of([sequence(9, 3), *[sequence(40, 1)] * 8, sequence(9, 4)])
     assert [tuple(run) for run in few.runs(64)] == [(0, 10, 0)]
     trimmed = copy.copy(a)
     trimmed.trim(100)
-    assert [tuple(run) for run in SequenceKV.merge([a] * 4 + [trimmed] * 4).runs(64)] == [(0, 8, 64)]
+    assert [tuple(run) for run in BatchKV.of([a] * 4 + [trimmed] * 4).runs(64)] == [(0, 8, 64)]
+
+
+def test_rows_that_go_on_elsewhere_are_still_of_their_common_beginning() -> None:
+    a = sequence(200, 1)
+    prompts = BatchKV.of([a, a, a, a])
+    for value in (4, 5):
+        run(prompts, value)
+    batch = BatchKV.of([prompts.extract(row) for row in (2, 1, 0)])
+    assert [tuple(run) for run in batch.runs(8)] == [(0, 3, 200)]
+    longer = prompts.extract(3)
+    forked = BatchKV.of([longer, longer.growing_to(300), longer])
+    assert [tuple(run) for run in forked.runs(2)] == [(0, 3, 202)]
 
 
 def test_what_is_no_longer_worth_keeping_is_given_back() -> None:
     short, long = sequence(5, 1), sequence(50 * ROOM, 3)
-    batch = SequenceKV.merge([short, long])
+    batch = BatchKV.of([short, long])
     batch.filter([0])
-    batch.reserve(1)
+    reserve(batch, 1)
     assert batch.nbytes < 2 * LAYERS * HEADS * (6 + ROOM) * WIDTH * 4 * 2
     assert holds(batch, short)
-    batch = SequenceKV.merge([short] * 32)
+    batch = BatchKV.of([short] * 32)
     batch.filter([31])
-    batch.reserve(1)
-    assert batch.nbytes < SequenceKV.merge([short] * 3).nbytes
+    reserve(batch, 1)
+    assert batch.nbytes < BatchKV.of([short] * 3).nbytes
     assert holds(batch, short)
-
-
-def test_a_batch_is_split_by_copying_it() -> None:
-    a, b, c = (sequence(5, value) for value in (1, 2, 3))
-    batch = SequenceKV.merge([a, b, c])
-    other = copy.deepcopy(batch)
-    batch.filter([1])
-    other.filter([0, 2])
-    run(batch, 9)
-    batch.keys[:] = batch.values[:] = 0
-    assert holds(other, a, c)
 
 
 def test_the_last_position_is_handed_to_all_of_a_kind() -> None:
     a, b = sequence(5, 1), sequence(3, 2)
-    batch = SequenceKV.merge([a, b, a, b])
+    batch = BatchKV.of([a, b, a, b])
     some = batch.take([0, 1])
-    some.reserve(1)
+    reserve(some, 1)
     for row, length in enumerate((5, 3)):
         some.keys[row, ..., length] = some.values[row, :, :, length] = row + 7
     batch.append_last(some, [0, 1, 0, 1])
@@ -192,36 +189,35 @@ def test_the_last_position_is_handed_to_all_of_a_kind() -> None:
 
 def test_it_has_room_for_what_a_row_may_come_to_hold() -> None:
     a = sequence(5, 1, longest=48)
-    batch = SequenceKV.merge([a, a])
+    batch = BatchKV.of([a, a])
     room = batch.keys
-    assert batch.reserve(43) == 48
+    assert reserve(batch, 43) == 48
     assert batch.keys is room
     assert room.shape[4] == 48
-    assert batch.reserve(44) == 49  # it was mistaken
+    assert reserve(batch, 44) == 49  # it was mistaken
     assert batch.keys.shape[4] >= 49
     assert holds(batch, a, a)
 
 
 def test_it_grows_step_by_step_where_a_row_may_come_to_hold_much() -> None:
-    batch = SequenceKV.merge([sequence(5, 1, longest=10**6)])
+    batch = BatchKV.of([sequence(5, 1, longest=10**6)])
     assert batch.keys.shape[4] == up(2 * 5 + ROOM)
-    assert batch.reserve(ROOM + 12) == 5 + ROOM + 12
+    assert reserve(batch, ROOM + 12) == 5 + ROOM + 12
     assert batch.keys.shape[4] == up(2 * (5 + ROOM + 12) + ROOM)
 
 
 def test_rows_of_nothing_take_nothing() -> None:
     nothing = SequenceKV.new(LAYERS, HEADS, WIDTH)
-    batch = SequenceKV.merge([nothing, nothing])
+    batch = BatchKV.of([nothing, nothing])
     assert batch.nbytes == 0
-    assert batch.reserve(70) == 70
+    assert reserve(batch, 70) == 70
     assert batch.keys.shape[4] == up(2 * 70 + ROOM)
 
 
 def test_what_is_cut_from_a_batch_outlives_it() -> None:
     a = sequence(5, 1)
-    batch = SequenceKV.merge([a])
-    row = batch.extract(0)
-    row.detach()
+    batch = BatchKV.of([a])
+    row = batch.extract(0).detached()
     batch.keys[:] = 0
     assert (row.keys == a.keys).all()
     assert (row.nbytes, row.keys.base) == (a.nbytes, None)
