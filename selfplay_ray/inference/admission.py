@@ -75,8 +75,8 @@ class KVBudget:
     per_row: int = 0
 
     def needed(self, rows: int, longest: int) -> int:
-        """Bytes for a batch of ``rows``: all are padded to ``longest``, the longest that one of them may become, and
-        have room besides."""
+        """Bytes for a batch of ``rows`` that all have room for ``longest``, the longest that one of them may become,
+        and a little more."""
         return rows * (self.per_row + self.per_token * (longest + ROOM))
 
     def rows(self, longest: int) -> int:

@@ -5,7 +5,7 @@ What enters goes on with copies of keys and values that are there already; what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,7 +19,7 @@ from selfplay_ray.inference.requests import TopTokens
 Entering = Sequence[tuple[Decoding, LayerCaches]]
 """Those who enter a batch, with caches of the tokens they have ``held`` by now."""
 
-WORTH_SHARING = 4
+ALIKE = 4
 """Rows for each that is run, from which on it is worth it to run one of those that are alike for all: its keys and
 values are copied for that."""
 
@@ -38,9 +38,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self._decodings)
 
-    def __contains__(self, decoding: Decoding) -> bool:
-        return decoding in self._decodings
-
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
@@ -56,9 +53,10 @@ class Rows:
             # Another list: a draw has this one.
             self._decodings = [*self._decodings, *(decoding for decoding, _ in entering)]
 
-    def leave(self, leaving: Collection[Decoding]) -> None:
+    def leave(self, leaving: Iterable[Decoding]) -> None:
         """Let go of the rows of ``leaving``."""
-        keep = [row for row, decoding in enumerate(self._decodings) if decoding not in leaving]
+        left = set(leaving)
+        keep = [row for row, decoding in enumerate(self._decodings) if decoding not in left]
         if len(keep) < len(self._decodings):
             self._keep(keep)
 
@@ -66,6 +64,11 @@ class Rows:
         """The caches of what ``decoding`` holds; to be copied before these rows are run again."""
         row = self._decodings.index(decoding)
         return [cache.extract(row) for cache in self._caches]
+
+    def compact(self) -> None:
+        """Give back memory of rows that have left."""
+        if self._caches:
+            self._forward.compact(self._caches)
 
     def _keep(self, rows: Sequence[int]) -> None:
         """Let go of all rows but these."""
@@ -156,8 +159,9 @@ class DecodeBatch(Rows):
     def enter(self, entering: Entering) -> None:
         """Add rows, which begin with their prompts' last tokens."""
         super().enter(entering)
-        last = [decoding.request.prompt_token_ids[-1] for decoding, _ in entering]
-        self._last = mx.concatenate([self._last, mx.array(last, dtype=mx.int32)])
+        if entering:
+            last = [decoding.request.prompt_token_ids[-1] for decoding, _ in entering]
+            self._last = mx.concatenate([self._last, mx.array(last, dtype=mx.int32)])
 
     def step(self) -> list[tuple[Decoding, Drawn]]:
         """Draw the next token of every row; what was drawn, for rows that are still there. Where the forward pass is
@@ -167,7 +171,8 @@ class DecodeBatch(Rows):
             draw, self._ahead = self._ahead, draw
         if draw is None:
             return []
-        return [(decoding, drawn) for decoding, drawn in draw.results() if decoding in self]
+        there = set(self._decodings)
+        return [(decoding, drawn) for decoding, drawn in draw.results() if decoding in there]
 
     def _draw(self) -> Draw | None:
         """The next draw, if any row has one coming; rows that have not, but of which nobody has read yet that they
@@ -190,7 +195,7 @@ class DecodeBatch(Rows):
     def _logits(self) -> Logits:
         adapters = [decoding.adapter for decoding in self._decodings]
         first, kinds = _kinds(self._decodings)
-        if len(first) * WORTH_SHARING <= len(kinds) and self._forward.shares(self._caches):
+        if len(first) * ALIKE <= len(kinds) and self._forward.shares(self._caches):
             self._adapters.select([adapters[row] for row in first])
             return self._forward.decode_one_of_each(self._last, self._caches, first, kinds)
         self._adapters.select(adapters)

@@ -29,7 +29,7 @@ MOST_RESTARTS = 3
 """How often a prompt is begun again because weights have changed: past that it goes on, or a server whose weights
 change faster than it can run a long prompt would never come to its end."""
 
-ALONE = 4
+UNDISTURBED = 4
 """How many times as many prompt tokens are run in a step when nobody decodes."""
 
 COMPANY = 256
@@ -133,8 +133,10 @@ class Decoder:
         to_decode = [row for row in admitted if row[0].prefilled]
         for decoding, caches in self._run_prompts(alone=not (self._batch or to_decode)):
             to_decode += self._prefilled(decoding, caches)
+        self._counters.reused_tokens += sum(decoding.covered for decoding, _ in to_decode)
         self._batch.enter(to_decode)
         self._take(self._batch.step())
+        self._compact()
         self._measure()
         self._counters.busy_seconds += time.perf_counter() - started
 
@@ -194,7 +196,7 @@ class Decoder:
         admitted: list[Row] = []
         while group := self._admission.next_group(self._running.values()):
             self._running.update((decoding.ticket, decoding) for decoding in group)
-            self._make_room()
+            self._make_room(group)
             for decoding in group:
                 decoding.prompt_change = decoding.adapter.changes
                 row = self._start(decoding)
@@ -202,10 +204,17 @@ class Decoder:
                     admitted.append(row)
         return admitted
 
-    def _make_room(self) -> None:
+    def _make_room(self, entering: Collection[Decoding] = ()) -> None:
         """Prefixes take what running requests leave, and no longer than they may."""
         self._prefixes.expire()
         self._prefixes.shrink(self.budget.capacity - self.budget.reserved(self._running.values()))
+        self._compact(self.budget.reserved(entering))
+
+    def _compact(self, more: int = 0) -> None:
+        """Where rows and ``more`` bytes are more than there may be, who has left takes none."""
+        if self._prompts.nbytes + self._batch.nbytes + more > self.budget.capacity:
+            self._prompts.compact()
+            self._batch.compact()
 
     def _start(self, decoding: Decoding) -> Row | None:
         """Where it begins: with nothing, or with what is kept; None if it waits for another's run of the same head."""
@@ -214,22 +223,21 @@ class Decoder:
         if decoding.shares and head:
             if decoding.prefill in self._sharing:
                 self._sharing[decoding.prefill].append(decoding)
-                self._counters.reused_tokens += len(head)
                 return None
             kept = self._prefixes.longest(decoding.adapter, head)
             self._counters.prefix_queries += 1
             self._counters.prefix_hits += kept is not None
             decoding.held, caches = kept or (0, caches)
-            self._counters.reused_tokens += decoding.held
             if not decoding.prefilled:
                 self._sharing[decoding.prefill] = [decoding]
-        self._counters.prefilled_tokens += len(head) - decoding.held
+        decoding.covered = decoding.held
         return decoding, caches
 
     def _run_prompts(self, *, alone: bool) -> list[Row]:
         """Run some of the prompts, unless they had better wait for others; those that have run. If nobody decodes,
         nobody is held up by them."""
         if not self._prompts:
+            self._waited = 0
             return []
         most = self._settings.prefill_step_size
         company = self._prompts.left >= min(COMPANY, most)
@@ -237,7 +245,10 @@ class Decoder:
             self._waited += 1
             return []
         self._waited = 0
-        return self._prompts.run(most * ALONE if alone else most)
+        before = self._prompts.left
+        finished = self._prompts.run(most * UNDISTURBED if alone else most)
+        self._counters.prefilled_tokens += before - self._prompts.left
+        return finished
 
     def _prefilled(self, leader: Decoding, caches: LayerCaches) -> list[Row]:
         """Keep what ``leader`` has run for those to come; who goes on with it now."""
@@ -245,8 +256,8 @@ class Decoder:
             return [(leader, caches)]
         self._keep(leader, caches)
         sharing = self._sharing.pop(leader.prefill)
-        for decoding in sharing:
-            decoding.held = leader.held
+        for decoding in sharing[1:]:
+            decoding.held = decoding.covered = leader.held
         return [(decoding, caches) for decoding in sharing]
 
     def _leads(self, decoding: Decoding) -> bool:

@@ -38,8 +38,8 @@ class Decoding:
     ``prompt_change`` tells which of the adapter's weights its prompt was begun with (``Adapter.changes``); ``restarts``
     how often that was begun again because the adapter has changed since. ``head`` is what is prefilled: all of the
     prompt but its last token, with which decoding begins. ``held`` counts the tokens, of the prompt and then of the
-    reply, of which there are keys and values; ``drawn`` those that were drawn, if not yet read. With ``shares`` what
-    it runs may come from a forward pass that was run for another.
+    reply, of which there are keys and values; ``covered`` those of the head that were run for others; ``drawn`` those
+    of the reply that were drawn, if not yet read. With ``shares`` it may go on with what was run for others.
     """
 
     ticket: int
@@ -52,6 +52,7 @@ class Decoding:
     restarts: int = 0
     shares: bool = True
     held: int = 0
+    covered: int = 0
     drawn: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -66,6 +66,10 @@ class Forward(Protocol):
         """Those of a batch, empty if that has no rows, with a row more for each of ``sequences``, which are copied."""
         ...
 
+    def compact(self, caches: LayerCaches) -> None:
+        """Let a batch take no more memory than its rows need."""
+        ...
+
     def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
         """Let each row go on with its ``tokens``, at least one; the caches grow."""
         ...
@@ -142,6 +146,9 @@ class MLXForward:
         for cache, more in zip(caches, merged, strict=bool(caches)):
             cache.extend(more)
         return caches or merged
+
+    def compact(self, caches: LayerCaches) -> None:
+        """They do so whenever a row leaves."""
 
     def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
         lengths = [len(row) for row in tokens]
@@ -236,6 +243,9 @@ class NumPyForward:
             return [BatchKV.of(rows)]
         caches[0].append(rows)
         return caches
+
+    def compact(self, caches: LayerCaches) -> None:
+        caches[0].compact()
 
     def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
         with self._blas.single_threaded():

@@ -15,7 +15,7 @@ from selfplay_ray.errors import ConfigError
 from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.decoder import MOST_RESTARTS, PATIENCE, Decoder
+from selfplay_ray.inference.decoder import MOST_RESTARTS, PATIENCE, UNDISTURBED, Decoder
 from selfplay_ray.inference.decoding import WORTH_KEEPING
 from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.lora import LoRASettings
@@ -25,7 +25,7 @@ from selfplay_ray.types import Message
 EOS = {2}
 PROMPT = tuple(range(100, 130))
 
-TRIPLES = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+TRIPLES = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12))
 
 
 def decoder(model: nn.Module, *, batch: int = 32, step: int = 512, fork: bool = True) -> Decoder:
@@ -165,15 +165,61 @@ def test_prompts_wait_for_company_while_requests_wait_for_a_place(tiny_model: nn
     short = [submit(batch, *(request(n, prompt=(50, n, 51), max_tokens=1) for n in some)) for some in TRIPLES]
     batch.step()
     assert all(future.done() for future in short[0])
-    for _ in range(PATIENCE):
+    for waiting in short[1:-1]:
+        for _ in range(PATIENCE):
+            assert not any(future.done() for future in waiting)
+            batch.step()
         batch.step()
-    assert batch.stats().running == 4
-    assert not any(future.done() for future in short[1])
-    batch.step()
-    assert all(future.done() for future in short[1])
+        assert all(future.done() for future in waiting)
     assert batch.stats().waiting == 3
     batch.step()  # nobody else will come
-    assert all(future.done() for future in short[2])
+    assert all(future.done() for future in short[-1])
+
+
+def test_who_disturbs_nobody_runs_more_of_its_prompt_at_once(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model, step=2)
+    (future,) = submit(batch, request(1, max_tokens=1))
+    steps = 0
+    while not future.done():
+        batch.step()
+        steps += 1
+    assert steps == -(-29 // (2 * UNDISTURBED))
+
+
+def test_what_is_kept_outlives_who_has_run_it(tiny_model: nn.Module) -> None:
+    batch = decoder(tiny_model, step=10)
+    one, other = request(1), request(2, prompt=tuple(range(200, 350)))
+    run(batch, one, other)  # whose memory the other has gone on with
+    assert tokens(run(batch, request(3))) == tokens(run(decoder(tiny_model), request(3)))
+
+
+def test_a_policy_that_was_unloaded_leaves_nothing_behind(tiny: Path) -> None:
+    batch = trainable(tiny)
+    batch.load_adapter("one", weights(batch), version=1)
+    long = GenerationRequest("r", PROMPT, WORTH_KEEPING, 1.0, 1, adapter="one", ignore_eos=True)
+    (future,) = submit(batch, long)
+    batch.step()
+    batch.unload_adapter("one")
+    while not future.done():
+        batch.step()
+    assert len(future.result().token_ids) == WORTH_KEEPING
+    assert batch.stats().kv_bytes == 0
+
+
+def test_keys_and_values_stay_within_their_bytes(tiny_model: nn.Module) -> None:
+    """Though those who come are long, and those who have left were."""
+    rows, length = 8, 300
+    needed = decoder(tiny_model).budget.needed(rows, length)
+    settings = BatchSettings(prefill_step_size=150, kv_cache_bytes=needed, prefix_cache_bytes=0)
+    batch = Decoder(tiny_model, EOS, settings)
+    ends = [3] * 4 + [60] * 4 + [20] * 4
+    futures = submit(
+        batch, *(request(n, prompt=(50 + n,) * (length - end), max_tokens=end) for n, end in enumerate(ends))
+    )
+    while batch.busy:
+        batch.step()
+        assert batch.stats().kv_bytes <= needed
+    assert all(future.done() for future in futures)
 
 
 def test_the_highest_priority_goes_first_then_who_came_first(tiny_model: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Attention in NumPy over keys and values that lie row by row: of one token a row, and of prompts.
 
 softmax(Q Kᵀ / √d) V (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), n queries to a key head (Ainslie et al. 2023,
-arXiv:2305.13245), turned to their positions. What one token computes is the same to the last bit, whoever is beside it.
+arXiv:2305.13245), turned to their positions. What one token a row computes is the same to the last bit, whoever is
+beside it, with heads of a width that is a multiple of 16.
 """
 
 from __future__ import annotations

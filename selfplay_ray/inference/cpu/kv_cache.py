@@ -189,6 +189,11 @@ class BatchKV:
         self._longest = self._longest[kept]
         self._starts = [self._starts[row] for row in kept]
 
+    def compact(self) -> None:
+        """Give back the memory of slots that nobody is in any more."""
+        if self._used > len(self.slots):
+            self._move(len(self.slots), self._enough(int(self.lengths.max())))
+
     def extract(self, row: int) -> SequenceKV:
         """What row ``row`` holds, in the batch's memory: to be read before that is run or gets other rows."""
         slot, held = int(self.slots[row]), slice(0, int(self.lengths[row]))
@@ -215,8 +220,7 @@ class BatchKV:
     def _settle(self, rows: int, needed: int, longest: int = 0) -> None:
         """Let the rows be in the first slots, of ``rows`` with room for ``needed`` positions."""
         slots, *_, capacity = self.keys.shape
-        enough = max(needed, min(2 * needed + ROOM, max([longest, *self._longest])))
-        enough = -(-enough // POSITIONS) * POSITIONS
+        enough = self._enough(needed, longest)
         wasteful = self._used * capacity > WASTE * rows * enough
         if rows > slots or needed > capacity or wasteful:
             self._move(rows, enough)
@@ -224,6 +228,11 @@ class BatchKV:
         there = dict(sorted((int(slot), row) for row, slot in enumerate(self.slots)))
         for gap in sorted(set(range(len(there))) - set(there)):
             self._close(gap, there)
+
+    def _enough(self, needed: int, longest: int = 0) -> int:
+        """Positions to have room for, where ``needed`` are used now and a row may come to hold ``longest``."""
+        enough: int = max(needed, min(2 * needed + ROOM, max([longest, *self._longest])))
+        return -(-enough // POSITIONS) * POSITIONS
 
     def _close(self, gap: int, there: dict[int, int]) -> None:
         """Fill ``gap``; ``there`` are the rows by their slots, and are kept so. Of every group behind the gap the last

@@ -41,7 +41,7 @@ KNOWN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.RoPE, Llama3RoPE)
 ACTIVATED = 1 << 15
 """Values of the activation that are worked on at a time: what stays in a core's cache."""
 
-ALONE = 1 << 15
+FEW = 1 << 15
 """Scores of attention up to which one thread computes them faster than several, which would wait for each other at
 every step of it (for Python's lock)."""
 
@@ -186,7 +186,7 @@ class NumPyLlama:
             space.query, space.key, space.value, space.attended, self.width, self._scale, norms
         )
         work = partial(attention.attend, projected, kv)
-        if attention.scores * (layer.query.width // self.width) > ALONE:
+        if attention.scores * (layer.query.width // self.width) > FEW:
             self._cores.run("attention", work)
         else:
             work(ALL)
