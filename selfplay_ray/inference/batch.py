@@ -46,9 +46,7 @@ class Rows:
     def enter(self, entering: Entering) -> None:
         """Add rows."""
         if entering:
-            growing = [
-                self._forward.growing(caches, self._longest(decoding)) for decoding, caches in entering
-            ]
+            growing = [self._forward.growing(caches, decoding.most_tokens) for decoding, caches in entering]
             self._caches = self._forward.join(self._caches, growing)
             # Another list: a draw has this one.
             self._decodings = [*self._decodings, *(decoding for decoding, _ in entering)]
@@ -78,10 +76,6 @@ class Rows:
         for cache in self._caches:
             cache.filter(rows)
 
-    def _longest(self, decoding: Decoding) -> int:
-        """How many tokens it may come to hold here."""
-        raise NotImplementedError
-
 
 class Prompts(Rows):
     """Those whose heads are being run."""
@@ -93,7 +87,7 @@ class Prompts(Rows):
 
     def run(self, most: int) -> list[tuple[Decoding, LayerCaches]]:
         """Run the next tokens of every head, no more than ``most`` in all if that is one for each; who has run all of
-        it leaves, with its caches."""
+        it, with its caches, and is to ``leave`` then."""
         if not self._decodings:
             return []
         left = [len(decoding.head) - decoding.held for decoding in self._decodings]
@@ -111,13 +105,7 @@ class Prompts(Rows):
         )
         for decoding, count in zip(self._decodings, counts, strict=True):
             decoding.held += count
-        done = [decoding for decoding in self._decodings if decoding.prefilled]
-        finished = [(decoding, self.held(decoding)) for decoding in done]
-        self.leave(done)
-        return finished
-
-    def _longest(self, decoding: Decoding) -> int:
-        return len(decoding.head)
+        return [(decoding, self.held(decoding)) for decoding in self._decodings if decoding.prefilled]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +147,23 @@ class DecodeBatch(Rows):
     def enter(self, entering: Entering) -> None:
         """Add rows, which begin with their prompts' last tokens."""
         super().enter(entering)
-        if entering:
-            last = [decoding.request.prompt_token_ids[-1] for decoding, _ in entering]
+        self._begin([decoding for decoding, _ in entering])
+
+    def _begin(self, decodings: Sequence[Decoding]) -> None:
+        if decodings:
+            last = [decoding.request.prompt_token_ids[-1] for decoding in decodings]
             self._last = mx.concatenate([self._last, mx.array(last, dtype=mx.int32)])
+
+    def enter_from(self, prompts: Prompts, entering: Entering) -> None:
+        """Add rows, of which some leave ``prompts``. If these are all there are on both sides, nothing is copied."""
+        decodings = [decoding for decoding, _ in entering]
+        if not self._decodings and decodings == prompts._decodings:
+            self._caches, prompts._caches = prompts._caches, []
+            self._decodings = decodings
+            self._begin(decodings)
+        else:
+            self.enter(entering)
+        prompts.leave(decodings)
 
     def step(self) -> list[tuple[Decoding, Drawn]]:
         """Draw the next token of every row; what was drawn, for rows that are still there. Where the forward pass is
@@ -204,9 +206,6 @@ class DecodeBatch(Rows):
     def _keep(self, rows: Sequence[int]) -> None:
         super()._keep(rows)
         self._last = self._last[mx.array(list(rows), dtype=mx.int32)]
-
-    def _longest(self, decoding: Decoding) -> int:
-        return decoding.most_tokens
 
 
 def _shares(wanted: Sequence[int], most: int) -> list[int]:

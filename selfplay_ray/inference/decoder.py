@@ -134,7 +134,7 @@ class Decoder:
         for decoding, caches in self._run_prompts(alone=not (self._batch or to_decode)):
             to_decode += self._prefilled(decoding, caches)
         self._counters.reused_tokens += sum(decoding.covered for decoding, _ in to_decode)
-        self._batch.enter(to_decode)
+        self._batch.enter_from(self._prompts, to_decode)
         self._take(self._batch.step())
         self._compact()
         self._measure()

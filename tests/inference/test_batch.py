@@ -51,7 +51,11 @@ def test_what_is_padded_is_bounded(tiny_model: nn.Module, adapters: Adapters) ->
     prompts = Prompts(forward, adapters)
     rows = [decoding(number, adapters, prompt=(7,) * length) for number, length in enumerate([60, 2, 3, 3])]
     prompts.enter([(row, forward.new_caches()) for row in rows])
-    finished = [row for _ in range(9) for row, _ in prompts.run(16)]
+    finished = []
+    while prompts:
+        done = [row for row, _ in prompts.run(16)]
+        prompts.leave(done)
+        finished += done
     assert finished == [*rows[1:], rows[0]]
 
 
@@ -96,7 +100,7 @@ def replies(forward: Forward, adapters: Adapters, *rows: Decoding) -> tuple[dict
     said: dict[int, list[int]] = {row.ticket: [] for row in rows}
     steps = 0
     while prompts or batch:
-        batch.enter(prompts.run(4))
+        batch.enter_from(prompts, prompts.run(4))
         before = sum(row.held for row in rows)
         for row, drawn in batch.step():
             said[row.ticket].append(drawn.token)
@@ -121,11 +125,23 @@ def test_prompts_and_replies_of_all_lengths_are_as_alone(forward: Forward, adapt
         assert len(alone[number]) == max_tokens == steps  # the last token isn't run
 
 
+def test_who_end_their_prompts_together_take_their_keys_and_values_along(
+    forward: Forward, adapters: Adapters
+) -> None:
+    rows = [decoding(number, adapters) for number in range(3)]
+    batch, prompts = DecodeBatch(forward, adapters), Prompts(forward, adapters)
+    prompts.enter([(row, forward.new_caches()) for row in rows])
+    caches = prompts._caches
+    batch.enter_from(prompts, prompts.run(99))
+    assert batch._caches is caches
+    assert (len(prompts), prompts.nbytes) == (0, 0)
+
+
 def test_who_has_left_is_told_nothing(forward: Forward, adapters: Adapters) -> None:
     stays, leaves = decoding(0, adapters), decoding(1, adapters)
     batch, prompts = DecodeBatch(forward, adapters), Prompts(forward, adapters)
     prompts.enter([(row, forward.new_caches()) for row in (leaves, stays)])
-    batch.enter(prompts.run(99))
+    batch.enter_from(prompts, prompts.run(99))
     told = [row for row, _ in batch.step()]
     batch.leave([leaves])
     told += [row for _ in range(stays.request.max_tokens) for row, _ in batch.step()]

@@ -41,7 +41,7 @@ KNOWN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.RoPE, Llama3RoPE)
 ACTIVATED = 1 << 15
 """Values of the activation that are worked on at a time: what stays in a core's cache."""
 
-FEW = 1 << 15
+FEW = 3 << 14
 """Scores of attention up to which one thread computes them faster than several, which would wait for each other at
 every step of it (for Python's lock)."""
 
