@@ -16,8 +16,8 @@ from selfplay_ray.inference.decoding import Decoding, Drawn
 from selfplay_ray.inference.forward import Forward, LayerCaches, Logits
 from selfplay_ray.inference.requests import TopTokens
 
-Entering = Sequence[tuple[Decoding, LayerCaches]]
-"""Those who enter a batch, with caches of the tokens they have ``held`` by now."""
+Row = tuple[Decoding, LayerCaches]
+"""Who is in a batch or enters it, with caches of the tokens it has ``held`` by now."""
 
 ALIKE = 4
 """Rows for each that is run, from which on it is worth it to run one of those that are alike for all: its keys and
@@ -43,7 +43,7 @@ class Rows:
         """Bytes of keys and values."""
         return sum(int(cache.nbytes) for cache in self._caches)
 
-    def enter(self, entering: Entering) -> None:
+    def enter(self, entering: Sequence[Row]) -> None:
         """Add rows."""
         if entering:
             growing = [self._forward.growing(caches, decoding.most_tokens) for decoding, caches in entering]
@@ -83,17 +83,16 @@ class Prompts(Rows):
     @property
     def left(self) -> int:
         """Tokens that are still to be run."""
-        return sum(len(decoding.head) - decoding.held for decoding in self._decodings)
+        return sum(decoding.left for decoding in self._decodings)
 
-    def run(self, most: int) -> list[tuple[Decoding, LayerCaches]]:
+    def run(self, most: int) -> list[Row]:
         """Run the next tokens of every head, no more than ``most`` in all if that is one for each; who has run all of
         it, with its caches, and is to ``leave`` then."""
         if not self._decodings:
             return []
-        left = [len(decoding.head) - decoding.held for decoding in self._decodings]
-        counts = _shares(left, most)
+        counts = _shares([decoding.left for decoding in self._decodings], most)
         if self._forward.pads:
-            even = max(1, PADDED * most // len(left))
+            even = max(1, PADDED * most // len(counts))
             counts = [min(count, even) for count in counts]
         self._adapters.select([decoding.adapter for decoding in self._decodings])
         self._forward.prefill(
@@ -144,7 +143,7 @@ class DecodeBatch(Rows):
         self._last = mx.zeros(0, dtype=mx.int32)  # token of each row, which is run next
         self._ahead: Draw | None = None
 
-    def enter(self, entering: Entering) -> None:
+    def enter(self, entering: Sequence[Row]) -> None:
         """Add rows, which begin with their prompts' last tokens."""
         super().enter(entering)
         self._begin([decoding for decoding, _ in entering])
@@ -154,7 +153,7 @@ class DecodeBatch(Rows):
             last = [decoding.request.prompt_token_ids[-1] for decoding in decodings]
             self._last = mx.concatenate([self._last, mx.array(last, dtype=mx.int32)])
 
-    def enter_from(self, prompts: Prompts, entering: Entering) -> None:
+    def enter_from(self, prompts: Prompts, entering: Sequence[Row]) -> None:
         """Add rows, of which some leave ``prompts``. If these are all there are on both sides, nothing is copied."""
         decodings = [decoding for decoding, _ in entering]
         if not self._decodings and decodings == prompts._decodings:
@@ -224,8 +223,9 @@ def _kinds(decodings: Sequence[Decoding]) -> tuple[list[int], list[int]]:
     first: list[int] = []
     kinds: list[int] = []
     for row, decoding in enumerate(decodings):
-        kind = numbers.setdefault(row if decoding.kind is None else decoding.kind, len(numbers))
-        if kind == len(first):
+        kind = decoding.kind
+        number = numbers.setdefault(row if kind is None else kind, len(numbers))
+        if number == len(first):
             first.append(row)
-        kinds.append(kind)
+        kinds.append(number)
     return first, kinds

@@ -17,7 +17,7 @@ import numpy as np
 
 from selfplay_ray.inference.adapters import Adapter, Adapters
 from selfplay_ray.inference.admission import Admission, KVBudget, default_kv_bytes
-from selfplay_ray.inference.batch import DecodeBatch, Prompts
+from selfplay_ray.inference.batch import DecodeBatch, Prompts, Row
 from selfplay_ray.inference.batch_settings import BatchSettings
 from selfplay_ray.inference.decoding import WORTH_KEEPING, Decoding, Drawn, Listener
 from selfplay_ray.inference.forward import LayerCaches, forward_of
@@ -37,9 +37,6 @@ COMPANY = 256
 
 PATIENCE = 8
 """Steps that fewer tokens wait for more, while requests wait for a place: as soon as one is free, more will come."""
-
-
-Row = tuple[Decoding, LayerCaches]
 
 
 @dataclass(slots=True)

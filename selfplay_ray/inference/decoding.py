@@ -85,9 +85,14 @@ class Decoding:
         return len(self.request.prompt_token_ids) + self.request.max_tokens
 
     @property
+    def left(self) -> int:
+        """Tokens of the head that are still to be run, while it is."""
+        return len(self.head) - self.held
+
+    @property
     def prefilled(self) -> bool:
         """Whether there are keys and values of all its head."""
-        return self.held >= len(self.head)
+        return self.left <= 0
 
     @property
     def kind(self) -> Hashable:
