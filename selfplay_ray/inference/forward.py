@@ -14,7 +14,6 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from selfplay_ray.blas import NumPyBLAS
 from selfplay_ray.errors import BLASError
-from selfplay_ray.inference.cpu import llama
 from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
 from selfplay_ray.inference.cpu.sampling import likeliest as likeliest_in_numpy
@@ -99,12 +98,14 @@ class Forward(Protocol):
 
 def forward_of(model: nn.Module) -> Forward:
     """The fastest way there is here to run ``model``."""
-    if mx.default_device() == mx.Device(mx.cpu) and llama.accepts(model):
-        try:
-            return NumPyForward(model, NumPyBLAS())
-        except BLASError:  # another NumPy than PyPI's
-            return MLXForward(model)
-    return MLXForward(model)
+    if mx.default_device() != mx.Device(mx.cpu):
+        return MLXForward(model)
+    from selfplay_ray.inference.cpu.llama import accepts
+
+    try:
+        return NumPyForward(model, NumPyBLAS()) if accepts(model) else MLXForward(model)
+    except BLASError:  # another NumPy than PyPI's
+        return MLXForward(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,9 @@ class NumPyForward:
         self.take_weights()
 
     def take_weights(self) -> None:
-        self._llama = llama.NumPyLlama(self._model, self.cores)
+        from selfplay_ray.inference.cpu.llama import NumPyLlama
+
+        self._llama = NumPyLlama(self._model, self.cores)
 
     def new_caches(self) -> LayerCaches:
         return [SequenceKV.new(self._llama.depth, self._llama.heads, self._llama.width)]
@@ -248,18 +251,17 @@ class NumPyForward:
         caches[0].compact()
 
     def prefill(self, tokens: Sequence[Sequence[int]], caches: LayerCaches) -> None:
-        with self._blas.single_threaded():
-            self._llama.prefill(tokens, caches[0])
+        self._run(tokens, caches[0])
 
     def decode(self, tokens: mx.array, caches: LayerCaches) -> NumPyLogits:
-        return NumPyLogits(self, self._decoded(np.asarray(tokens), caches[0]))
+        return NumPyLogits(self, self._run(np.asarray(tokens)[:, None], caches[0]))
 
     def decode_one_of_each(
         self, tokens: mx.array, caches: LayerCaches, first: Sequence[int], kinds: Sequence[int]
     ) -> NumPyLogits:
         batch: BatchKV = caches[0]
         some = batch.take(first)
-        hidden = self._decoded(np.asarray(tokens)[list(first)], some)
+        hidden = self._run(np.asarray(tokens)[list(first), None], some)
         batch.append_last(some, kinds)
         return NumPyLogits(self, hidden, kinds)
 
@@ -274,6 +276,6 @@ class NumPyForward:
     def close(self) -> None:
         self.cores.close()
 
-    def _decoded(self, tokens: np.ndarray, batch: BatchKV) -> np.ndarray:
+    def _run(self, tokens: Sequence[Sequence[int]] | np.ndarray, batch: BatchKV) -> np.ndarray:
         with self._blas.single_threaded():
-            return self._llama.decode(tokens, batch)
+            return self._llama.run(tokens, batch)

@@ -1,1 +1,1 @@
-"""The forward pass on a CPU, in NumPy: MLX computes there value by value what NumPy computes sixteen at a time."""
+"""The forward pass on a CPU, where MLX computes value by value: in NumPy, and compiled where that is too slow."""

@@ -1,4 +1,4 @@
-"""Llama's forward pass in NumPy, for the models that are built like it.
+"""Llama's forward pass on a CPU, for the models that are built like it.
 
 Per layer (Touvron et al. 2023, arXiv:2302.13971): h += O attention(rope(Q n(h)), rope(K n(h)), V n(h)), and
 h += down(silu(gate n(h)) · up n(h)), n being an RMS norm. It uses the weights of mlx-lm's model where they lie.
@@ -16,21 +16,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.rope_utils import Llama3RoPE
 
-from selfplay_ray.inference.cpu.attention import (
-    SUMMED,
-    Attention,
-    KeysValues,
-    Positions,
-    Projected,
-    Prompt,
-    PromptAttention,
-    Rotations,
-    StepAttention,
-)
+from selfplay_ray.inference.cpu.attention import Attention, Projected, Rotations
 from selfplay_ray.inference.cpu.cores import ALL, Cores, Share
 from selfplay_ray.inference.cpu.kv_cache import BatchKV
 from selfplay_ray.inference.cpu.norm import RMSNorm, normed
-from selfplay_ray.inference.cpu.products import BLOCK, Linear
+from selfplay_ray.inference.cpu.products import BLOCK, Linear, Rows
 
 ALIKE = {"mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.models.qwen3"}
 """Where mlx-lm's ``Model`` is what this computes."""
@@ -41,9 +31,8 @@ KNOWN = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.RoPE, Llama3RoPE)
 ACTIVATED = 1 << 15
 """Values of the activation that are worked on at a time: what stays in a core's cache."""
 
-FEW = 3 << 14
-"""Scores of attention up to which one thread computes them faster than several, which would wait for each other at
-every step of it (for Python's lock)."""
+FEW = 1 << 12
+"""Pairs of a token and a position up to which one thread computes attention faster than several."""
 
 Then = Callable[[slice], object]
 
@@ -124,49 +113,24 @@ class NumPyLlama:
         """How many layers there are."""
         return len(self._layers)
 
-    def decode(self, tokens: np.ndarray, kv: BatchKV) -> np.ndarray:
-        """The last hidden states, float32[B, hidden], of rows that go on with ``tokens`` [B]; ``kv`` grows."""
-        kv.reserve(np.ones_like(kv.lengths))
-        order = np.argsort(kv.slots)  # everything is computed in the order in which keys and values lie
-        positions = Positions.after(kv.lengths[order], 1, self._rotations)
-        attention = StepAttention(positions, kv.runs(SUMMED), self._cores.count)
-        h = self._run(tokens[order], order, kv, attention)
-        kv.lengths = kv.lengths + 1
-        return normed(h, self._norm)[kv.slots]
-
-    def prefill(self, tokens: Sequence[Sequence[int]], kv: BatchKV) -> np.ndarray:
-        """The same of rows that go on with any number of ``tokens``, at least one: as many are computed as there
-        are."""
+    def run(self, tokens: Sequence[Sequence[int]] | np.ndarray, kv: BatchKV) -> np.ndarray:
+        """The last hidden states, float32[B, hidden], of rows that go on with any number of ``tokens``, at least one;
+        ``kv`` grows."""
         counts = np.array([len(row) for row in tokens])
         kv.reserve(counts)
-        order = np.argsort(kv.slots)
-        ends = np.cumsum(counts[order])
-        prompts = [
-            Prompt(
-                slot,
-                slice(end - counts[row], end),
-                Positions.after(kv.lengths[[row]], int(counts[row]), self._rotations),
-            )
-            for slot, (row, end) in enumerate(zip(order, ends, strict=True))
-        ]
-        every = np.concatenate([tokens[row] for row in order])
-        h = self._run(every, np.repeat(order, counts[order]), kv, PromptAttention(prompts))
-        kv.lengths = kv.lengths + counts
-        last: np.ndarray = h[ends - 1]
-        return normed(last, self._norm)[kv.slots]
-
-    def _run(self, tokens: np.ndarray, rows: np.ndarray, kv: BatchKV, attention: Attention) -> np.ndarray:
-        """The last layer's states [N, hidden] of ``tokens`` [N], each of which is of one of the ``rows`` [N]."""
+        attention = Attention.of(kv, counts.tolist(), self._rotations)
+        of_row = np.repeat(np.arange(len(counts)), counts)
         for linear in self._linears:
-            linear.select(rows)
-        h: np.ndarray = self._embedding[tokens]
-        space, batch = Workspace.of(self._layers[0], len(h)), len(kv.lengths)
+            linear.select(of_row)
+        h: np.ndarray = self._embedding[np.concatenate(tokens)]
+        space = Workspace.of(self._layers[0], len(h))
         with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
             for number, layer in enumerate(self._layers):
-                keys_values = kv.keys[:batch, number], kv.values[:batch, number]
-                self._attend(layer, h, space, keys_values, attention)
+                self._attend(number, h, space, attention)
                 self._mlp(layer, h, space)
-        return h
+        kv.lengths = kv.lengths + counts
+        last: np.ndarray = h[np.cumsum(counts) - 1]
+        return normed(last, self._norm)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """float32[B, V] of hidden states [B, hidden]; overwritten by the next call."""
@@ -176,22 +140,25 @@ class NumPyLlama:
         self._multiply(hidden, [(self._head, logits)])
         return logits
 
-    def _attend(
-        self, layer: Layer, h: np.ndarray, space: Workspace, kv: KeysValues, attention: Attention
-    ) -> None:
+    def _attend(self, number: int, h: np.ndarray, space: Workspace, attention: Attention) -> None:
+        layer = self._layers[number]
         x = normed(h, layer.before_attention, space.normed)
         self._multiply(x, [(layer.query, space.query), (layer.key, space.key), (layer.value, space.value)])
-        norms = (layer.query_norm, layer.key_norm) if layer.query_norm and layer.key_norm else None
-        projected = Projected(
-            space.query, space.key, space.value, space.attended, self.width, self._scale, norms
-        )
-        work = partial(attention.attend, projected, kv)
-        if attention.scores * (layer.query.width // self.width) > FEW:
+        query, key = self._normed(space.query, layer.query_norm), self._normed(space.key, layer.key_norm)
+        projected = Projected(query, key, space.value, space.attended)
+        work = partial(attention.attend, number, projected, self._scale)
+        if attention.work > FEW:
             self._cores.run("attention", work)
         else:
             work(ALL)
         self._multiply(space.attended, [(layer.output, space.added)])
         h += space.added
+
+    def _normed(self, x: np.ndarray, norm: RMSNorm | None) -> np.ndarray:
+        """Each head of x [N, heads · width]."""
+        if norm is None:
+            return x
+        return normed(x.reshape(len(x), -1, self.width), norm).reshape(x.shape)
 
     def _mlp(self, layer: Layer, h: np.ndarray, space: Workspace) -> None:
         x = normed(h, layer.before_mlp, space.normed)
@@ -203,17 +170,17 @@ class NumPyLlama:
         self, x: np.ndarray, products: Sequence[tuple[Linear, np.ndarray]], then: Then | None = None
     ) -> None:
         """Each linear layer of x, by columns; ``then`` is called with those of a thread, where all are of one width."""
+        rows = Rows.of(x)
 
         def work(share: Share) -> None:
             for linear, y in products:
                 columns = share.of(linear.width, BLOCK)
-                linear.part(x, y, columns)
+                linear.part(rows, y, columns)
             if then is not None:
                 then(columns)
 
-        # Packed, the last bits of a product may depend on how its columns are shared.
-        small = all(linear.is_small(len(x)) for linear, _ in products)
-        self._cores.run(tuple(linear.shape for linear, _ in products) if small else None, work)
+        # Of many rows the last bits may depend on how the columns are shared.
+        self._cores.run(tuple(linear.shape for linear, _ in products) if rows.few else None, work)
 
 
 def accepts(model: nn.Module) -> bool:

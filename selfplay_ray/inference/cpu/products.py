@@ -1,27 +1,48 @@
-"""A linear layer's product with few rows, read once from where its weights lie.
-
-OpenBLAS packs a matrix before it multiplies with it: with the few rows of a decode step that takes as long as the
-product. Products below a certain size it computes from where the matrix lies, without packing, in the calling thread.
-So a weight [out, in] is taken as many of 16 rows each, and the threads share these.
-"""
+"""Linear layers of rows: of few by ``tiles``, of many by OpenBLAS."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
 
 import mlx.nn as nn
 import numpy as np
 
 from selfplay_ray.inference.adapters import Adapted
+from selfplay_ray.inference.cpu.tiles import DEEP, NARROW, multiply, multiply_narrow, pack
+from selfplay_ray.inference.cpu.vectors import LANES
 
-BLOCK = 16
-"""Columns of the output computed by one small product."""
+BLOCK = math.lcm(DEEP, LANES)
+"""Columns of the output that threads don't share: of whole tiles."""
 
-SMALL = 1_000_000
-"""The multiplications up to which OpenBLAS takes a product for small; beyond, it packs."""
-
-SMALL_TRANSPOSED = 1_200
-"""The results up to which it does so where the second matrix lies transposed, as weights do."""
+FEW = 128
+"""Rows up to which OpenBLAS is no faster."""
 
 Factors = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What linear layers are given: ``each`` row [N, in], and these as ``tiles.multiply`` reads them, if it will."""
+
+    each: np.ndarray
+    panels: np.ndarray | None
+
+    @classmethod
+    def of(cls, each: np.ndarray) -> Self:
+        count, inputs = each.shape
+        if not NARROW < count <= FEW:
+            return cls(each, None)
+        panels = np.empty((-(-count // LANES), inputs, LANES), dtype=np.float32)
+        pack(each, panels)
+        return cls(each, panels)
+
+    @property
+    def few(self) -> bool:
+        """Whether what becomes of a row is the same to the last bit, whatever other rows there are and however the
+        columns are shared; but for what adapters add."""
+        return len(self.each) <= FEW
 
 
 class Linear:
@@ -30,14 +51,12 @@ class Linear:
     def __init__(self, layer: nn.Module) -> None:
         self._adapted = layer if isinstance(layer, Adapted) else None
         linear = layer.linear if isinstance(layer, Adapted) else layer
-        self._weight = np.asarray(linear.weight)  # the same memory
+        weight = np.ascontiguousarray(linear.weight)  # the same memory
+        self.shape: tuple[int, int] = weight.shape
+        self.width, _ = self.shape
+        # No tile is larger than what there is.
+        self._weight = np.pad(weight, ((0, BLOCK - self.width), (0, 0))) if self.width < BLOCK else weight
         self._bias = np.asarray(linear.bias) if "bias" in linear else None
-        self.shape: tuple[int, int] = self._weight.shape
-        self.width, self._inputs = self.shape
-        whole = self.width // BLOCK * BLOCK
-        self._blocks = self._weight[:whole].reshape(-1, BLOCK, self._inputs).swapaxes(1, 2)
-        # What is left is made a whole block as well.
-        self._rest = np.pad(self._weight[whole:], ((0, -self.width % BLOCK), (0, 0)))
         self._scale = np.float32(layer.scale if isinstance(layer, Adapted) else 0)
         self._selected: object = None
         self._factors: Factors | None = None
@@ -54,33 +73,17 @@ class Linear:
         own = self._adapted.own
         self._own = None if own is None else np.asarray(own)[rows] > 0
 
-    def is_small(self, rows: int) -> bool:
-        """Whether a product with so many rows is computed without packing. A row's result is then the same to the
-        last bit, whatever else is in the product and however its columns are shared; but for what adapters add."""
-        return rows * BLOCK <= SMALL_TRANSPOSED and rows * BLOCK * self._inputs <= SMALL
-
-    def part(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
-        """Compute ``columns`` of y [N, out] from x [N, in]; they begin between blocks, and end so or with y."""
-        if len(x) == 1:  # for which NumPy takes a routine of its own, that sums in another order
-            twice = np.empty((2, self.width), dtype=np.float32)
-            self.part(np.repeat(x, 2, axis=0), twice, columns)
-            y[:, columns] = twice[:1, columns]
-            return
-        if self.is_small(len(x)):
-            self._unpacked(x, y, columns)
+    def part(self, x: Rows, y: np.ndarray, columns: slice) -> None:
+        """Compute ``columns`` of y [N, out] from x [N, in]."""
+        if x.panels is not None:
+            multiply(x.panels, self._weight, y, columns.start, columns.stop)
+        elif x.few:
+            multiply_narrow(x.each, self._weight, y, columns.start, columns.stop)
         else:
-            np.matmul(x, self._weight[columns].T, out=y[:, columns])
+            np.matmul(x.each, self._weight[columns].T, out=y[:, columns])
         if self._bias is not None:
             y[:, columns] += self._bias[columns]
-        self._adapt(x, y, columns)
-
-    def _unpacked(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
-        whole = len(self._blocks) * BLOCK
-        blocks = slice(columns.start // BLOCK, min(columns.stop, whole) // BLOCK)
-        grid = y[:, :whole].reshape(len(y), -1, BLOCK).swapaxes(0, 1)
-        np.matmul(x[None], self._blocks[blocks], out=grid[blocks])
-        if columns.start < columns.stop > whole:
-            y[:, whole:] = (x @ self._rest.T)[:, : self.width - whole]
+        self._adapt(x.each, y, columns)
 
     def _adapt(self, x: np.ndarray, y: np.ndarray, columns: slice) -> None:
         """Add what the selected adapters add to ``columns`` of y."""

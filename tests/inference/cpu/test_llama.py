@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import quantize_model
 
 from selfplay_ray.inference.adapters import Adapters
-from selfplay_ray.inference.cpu.attention import ROTATIONS, SUMMED
+from selfplay_ray.inference.cpu.attention import ROTATIONS
 from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
 from selfplay_ray.inference.cpu.llama import NumPyLlama, accepts
@@ -100,7 +100,7 @@ def test_it_computes_what_mlx_lm_does(kind: str, cores: Cores) -> None:
     kv, at = empty(ours, 5), 0
     for count in (1, 50, 12, 1, 1, 5):  # more than one at once, across the room there is, one, and more again
         some = tokens[:, at : at + count]
-        last = ours.logits(ours.decode(some[:, 0], kv) if count == 1 else ours.prefill(some.tolist(), kv))
+        last = ours.logits(ours.run(some.tolist(), kv))
         at += count
         assert np.abs(logprobs(last) - wanted[:, at - 1]).max() < WITHIN
 
@@ -112,7 +112,7 @@ def test_rows_of_different_lengths_are_as_alone(cores: Cores) -> None:
     for counts in ([3, 170, 9, 1], [100, 1, 2, 70]):
         some = [row[at : at + count].tolist() for row, at, count in zip(tokens, lengths, counts, strict=True)]
         lengths = [at + count for at, count in zip(lengths, counts, strict=True)]
-        last = logprobs(ours.logits(ours.prefill(some, kv)))
+        last = logprobs(ours.logits(ours.run(some, kv)))
         for row, length in enumerate(lengths):
             assert np.abs(last[row] - by_mlx(model, tokens[row, :length])[-1]).max() < WITHIN
     for step in range(8):
@@ -120,7 +120,7 @@ def test_rows_of_different_lengths_are_as_alone(cores: Cores) -> None:
             kv.filter([1, 2, 3])
             tokens, lengths = tokens[1:], lengths[1:]
         now = np.array([row[length + step] for row, length in zip(tokens, lengths, strict=True)])
-        last = logprobs(ours.logits(ours.decode(now, kv)))
+        last = logprobs(ours.logits(ours.run(now[:, None], kv)))
         for row, length in enumerate(lengths):
             wanted = by_mlx(model, tokens[row, : length + step + 1])[-1]
             assert np.abs(last[row] - wanted).max() < WITHIN
@@ -129,7 +129,7 @@ def test_rows_of_different_lengths_are_as_alone(cores: Cores) -> None:
 def test_positions_beyond_the_first_table_of_rotations(cores: Cores) -> None:
     model = made(*KINDS["llama"])
     ours, tokens = NumPyLlama(model, cores), texts(1, ROTATIONS + 5)
-    last = logprobs(ours.logits(ours.prefill(tokens.tolist(), empty(ours, 1))))
+    last = logprobs(ours.logits(ours.run(tokens.tolist(), empty(ours, 1))))
     assert np.abs(last[0] - by_mlx(model, tokens[0])[-1]).max() < WITHIN
 
 
@@ -139,7 +139,7 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
     def last(rows: slice) -> np.ndarray:
         some = tokens[rows]
         kv = empty(ours, len(some))
-        return np.stack([ours.logits(ours.decode(some[:, step], kv)) for step in range(40)], axis=1)
+        return np.stack([ours.logits(ours.run(some[:, [step]], kv)) for step in range(40)], axis=1)
 
     crowd = last(slice(0, 9))
     for rows in (slice(4, 5), slice(3, 6), slice(4, 9)):
@@ -150,22 +150,20 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
 def test_what_rows_have_in_common_is_read_once_and_comes_out_the_same(kind: str, cores: Cores) -> None:
     ours, tokens = NumPyLlama(made(*KINDS[kind]), cores), texts(9, 40)
     kv = empty(ours, 1)
-    ours.prefill(texts(1, 150).tolist(), kv)
+    ours.run(texts(1, 150).tolist(), kv)
     prompt = kv.extract(0)
     forked = BatchKV.of([prompt] * 9)
     plain = [BatchKV.of([prompt]) for _ in range(9)]
-    assert [run.shared for run in forked.runs(SUMMED)] == [2 * SUMMED]
+    assert (forked.beginnings()[1] == 144).all()
     left = list(range(9))
     for step in range(40):
         if step == 20:  # others leave, and who is left is not where it was
             left = [1, 3, 4, 8]
             forked.filter(left)
-            forked.reserve(np.ones(4, dtype=int))
-            assert forked.slots.tolist() != list(range(4))
-            assert [run.shared for run in forked.runs(SUMMED)] == [2 * SUMMED]
-        together = ours.decode(tokens[left][:, step], forked)
+            assert (forked.beginnings()[1] == 144).all()
+        together = ours.run(tokens[left][:, [step]], forked)
         for row, state in zip(left, together, strict=True):
-            assert (ours.decode(tokens[[row]][:, step], plain[row]) == state).all()
+            assert (ours.run(tokens[[row]][:, [step]], plain[row]) == state).all()
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama, one query head a key head"])
@@ -174,13 +172,13 @@ def test_a_row_is_the_same_to_the_last_bit_beside_a_longer_one(longer: int, kind
     ours, tokens = NumPyLlama(made(*KINDS[kind]), cores), texts(2, 90)
     alone, crowd = empty(ours, 1), empty(ours, 1)
     long = empty(ours, 1)
-    ours.prefill(texts(1, longer).tolist(), long)
+    ours.run(texts(1, longer).tolist(), long)
     for kv in (alone, crowd):
-        ours.prefill(tokens[:1, :9].tolist(), kv)
+        ours.run(tokens[:1, :9].tolist(), kv)
     crowd.append([long.extract(0)])
     for step in range(9, 90):
-        beside = ours.decode(tokens[:, step], crowd)
-        assert (ours.decode(tokens[:1, step], alone) == beside[:1]).all()
+        beside = ours.run(tokens[:, [step]], crowd)
+        assert (ours.run(tokens[:1, [step]], alone) == beside[:1]).all()
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -199,15 +197,15 @@ def test_adapters_are_computed_with_it(mixed: bool, cores: Cores) -> None:
     rows = [adapters.find(name) for name in names]
     adapters.select([adapters.base, *rows])
     kv = empty(ours, 4)
-    ours.prefill([text[:-1].tolist() for text in tokens[[0, 0, 1, 2]]], kv)
+    ours.run([text[:-1].tolist() for text in tokens[[0, 0, 1, 2]]], kv)
     kv.filter([1, 2, 3])  # and who is left is not where it was
     adapters.select(rows)
-    last = logprobs(ours.logits(ours.decode(tokens[:, -1], kv)))
+    last = logprobs(ours.logits(ours.run(tokens[:, -1:], kv)))
     for row, adapter in enumerate(rows):
         adapters.select([adapter])
         assert np.abs(last[row] - by_mlx(model, tokens[row])[-1]).max() < WITHIN
     adapters.select([adapters.base])
-    plain = logprobs(ours.logits(ours.prefill(tokens[:1].tolist(), empty(ours, 1))))
+    plain = logprobs(ours.logits(ours.run(tokens[:1].tolist(), empty(ours, 1))))
     assert np.abs(plain[0] - by_mlx(model, tokens[0])[-1]).max() < WITHIN
     assert np.abs(plain[0] - last[0]).max() > 100 * WITHIN  # they do something
 

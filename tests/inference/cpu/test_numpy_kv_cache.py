@@ -8,7 +8,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.inference.cpu.attention import SUMMED
 from selfplay_ray.inference.cpu.kv_cache import POSITIONS, UNBOUNDED, BatchKV, SequenceKV
 from selfplay_ray.inference.kv_cache import ROOM
 
@@ -18,7 +17,7 @@ LAYERS, HEADS, WIDTH = 2, 3, 4
 def sequence(length: int, value: int, longest: int = UNBOUNDED) -> SequenceKV:
     keys = value + np.arange(LAYERS * HEADS * length * WIDTH, dtype=np.float32) / 1e6
     values = keys.reshape(LAYERS, HEADS, length, WIDTH)
-    return SequenceKV(-values.swapaxes(-1, -2), values, longest)
+    return SequenceKV(-values, values, longest)
 
 
 def up(positions: int) -> int:
@@ -35,17 +34,13 @@ def holds(batch: BatchKV, *sequences: SequenceKV) -> bool:
     )
 
 
-def assert_told(batch: BatchKV, unit: int) -> None:
-    """Its runs are all of its rows, and what they are said to have in common they have."""
-    ends = [0]
-    for start, stop, shared in batch.runs(unit):
-        assert ends[-1] == start < stop
-        ends.append(stop)
-        assert shared % unit == 0
-        assert not shared or stop - start > 1
-        for side in (batch.keys[start:stop, ..., :shared], batch.values[start:stop, ..., :shared, :]):
-            assert (side == side[:1]).all()
-    assert ends[-1] == len(batch.lengths)
+def assert_told(batch: BatchKV) -> None:
+    """Where a row's beginning is said to be it is."""
+    assert sorted(row for group in batch.groups() for row in group) == list(range(len(batch.slots)))
+    for slot, source, common in zip(batch.slots, *batch.beginnings(), strict=True):
+        assert common % POSITIONS == 0
+        for side in (batch.keys, batch.values):
+            assert (side[slot, :, :, :common] == side[source, :, :, :common]).all()
 
 
 def reserve(batch: BatchKV, count: int) -> int:
@@ -58,21 +53,18 @@ def run(batch: BatchKV, value: int) -> SequenceKV:
     """Write one position to every row, as a forward pass does; what was written."""
     rows = len(batch.lengths)
     length = reserve(batch, 1)
-    assert sorted(batch.slots.tolist()) == list(range(rows))
-    for unit in (POSITIONS, SUMMED):
-        assert_told(batch, unit)
-    for slot, at in zip(batch.slots, batch.lengths, strict=True):
-        for side in (batch.keys[slot].swapaxes(-1, -2), batch.values[slot]):
-            assert not side[:, :, at:length].any()  # what isn't attended to is a number
+    assert len(set(batch.slots.tolist())) == rows
+    assert length <= batch.keys.shape[3]
+    assert_told(batch)
     new = sequence(1, value)
     for slot, at in zip(batch.slots, batch.lengths, strict=True):
-        batch.keys[slot, ..., at], batch.values[slot, :, :, at] = new.keys[..., 0], new.values[:, :, 0]
+        batch.keys[slot, :, :, at], batch.values[slot, :, :, at] = new.keys[:, :, 0], new.values[:, :, 0]
     batch.lengths = batch.lengths + 1
     return new
 
 
 def joined(a: SequenceKV, b: SequenceKV) -> SequenceKV:
-    return SequenceKV(np.concatenate([a.keys, b.keys], axis=3), np.concatenate([a.values, b.values], axis=2))
+    return SequenceKV(np.concatenate([a.keys, b.keys], axis=2), np.concatenate([a.values, b.values], axis=2))
 
 
 def test_rows_are_merged_taken_left_out_and_joined() -> None:
@@ -128,34 +120,35 @@ def test_who_comes_takes_the_memory_of_who_has_left() -> None:
     assert batch.keys is memory
 
 
-def test_rows_of_a_common_beginning_stay_together() -> None:
+def read_from(batch: BatchKV) -> list[tuple[int, int]]:
+    """The row whose slot each row's beginning is read from, and how many positions."""
+    rows = {int(slot): row for row, slot in enumerate(batch.slots)}
+    return [(rows[int(source)], int(common)) for source, common in zip(*batch.beginnings(), strict=True)]
+
+
+def test_rows_of_a_common_beginning_read_it_from_one_of_them() -> None:
     a, b = sequence(200, 1), sequence(140, 2)
-    batch = BatchKV.of([sequence(9, 3), a, a, a, sequence(8, 4), sequence(7, 5), b, b, b, b])
-    assert [tuple(run) for run in batch.runs(64)] == [(0, 1, 0), (1, 4, 192), (4, 6, 0), (6, 10, 128)]
-    batch.filter([1, 3, 4, 5, 6, 8, 9])
-    reserve(batch, 1)
-    assert sorted(run.stop - run.start for run in batch.runs(64) if run.shared) == [3]  # 200 aren't worth it
-    assert sum(run.stop - run.start for run in batch.runs(64)) == 7
-    batch.filter([0, 2, 3, 5])  # one of each: nothing is in common any more
-    reserve(batch, 1)
-    assert [tuple(run) for run in batch.runs(64)] == [(0, 4, 0)]
-    few = BatchKV.of([sequence(9, 3), *[sequence(40, 1)] * 8, sequence(9, 4)])
-    assert [tuple(run) for run in few.runs(64)] == [(0, 10, 0)]
+    batch = BatchKV.of([sequence(9, 3), a, a, b, a, b])
+    assert read_from(batch) == [(0, 0), (1, 192), (1, 192), (3, 128), (1, 192), (3, 128)]
+    assert batch.groups() == [[0], [1, 2, 4], [3, 5]]
+    batch.filter([0, 2, 3, 4])  # who the others read from has left
+    assert read_from(batch) == [(0, 0), (1, 192), (2, 0), (1, 192)]
+    batch.filter([1, 2])  # one of each: nothing is in common any more
+    assert read_from(batch) == [(0, 0), (1, 0)]
     trimmed = copy.copy(a)
     trimmed.trim(100)
-    assert [tuple(run) for run in BatchKV.of([a] * 4 + [trimmed] * 4).runs(64)] == [(0, 8, 64)]
+    assert read_from(BatchKV.of([a, trimmed])) == [(0, 96), (0, 96)]
 
 
 def test_rows_that_go_on_elsewhere_are_still_of_their_common_beginning() -> None:
     a = sequence(200, 1)
     prompts = BatchKV.of([a, a, a, a])
-    for value in (4, 5):
+    for value in range(4, 4 + POSITIONS):
         run(prompts, value)
     batch = BatchKV.of([prompts.extract(row) for row in (2, 1, 0)])
-    assert [tuple(run) for run in batch.runs(8)] == [(0, 3, 200)]
+    assert read_from(batch) == [(0, 192)] * 3
     longer = prompts.extract(3)
-    forked = BatchKV.of([longer, longer.growing_to(300), longer])
-    assert [tuple(run) for run in forked.runs(2)] == [(0, 3, 202)]
+    assert read_from(BatchKV.of([longer, longer.growing_to(300), longer])) == [(0, 208)] * 3
 
 
 def test_what_is_no_longer_worth_keeping_is_given_back() -> None:
@@ -178,13 +171,13 @@ def test_the_last_position_is_handed_to_all_of_a_kind() -> None:
     some = batch.take([0, 1])
     reserve(some, 1)
     for row, length in enumerate((5, 3)):
-        some.keys[row, ..., length] = some.values[row, :, :, length] = row + 7
+        some.keys[row, :, :, length] = some.values[row, :, :, length] = row + 7
     batch.append_last(some, [0, 1, 0, 1])
     assert batch.lengths.tolist() == [6, 4, 6, 4]
     for row in range(4):
-        assert (batch.extract(row).keys[..., -1] == row % 2 + 7).all()
+        assert (batch.extract(row).keys[:, :, -1] == row % 2 + 7).all()
         assert (batch.extract(row).values[:, :, -1] == row % 2 + 7).all()
-        assert (batch.extract(row).keys[..., :-1] == (b if row % 2 else a).keys).all()
+        assert (batch.extract(row).keys[:, :, :-1] == (b if row % 2 else a).keys).all()
 
 
 def test_it_has_room_for_what_a_row_may_come_to_hold() -> None:
@@ -193,17 +186,17 @@ def test_it_has_room_for_what_a_row_may_come_to_hold() -> None:
     room = batch.keys
     assert reserve(batch, 43) == 48
     assert batch.keys is room
-    assert room.shape[4] == 48
+    assert room.shape[3] == 48
     assert reserve(batch, 44) == 49  # it was mistaken
-    assert batch.keys.shape[4] >= 49
+    assert batch.keys.shape[3] >= 49
     assert holds(batch, a, a)
 
 
 def test_it_grows_step_by_step_where_a_row_may_come_to_hold_much() -> None:
     batch = BatchKV.of([sequence(5, 1, longest=10**6)])
-    assert batch.keys.shape[4] == up(2 * 5 + ROOM)
+    assert batch.keys.shape[3] == up(2 * 5 + ROOM)
     assert reserve(batch, ROOM + 12) == 5 + ROOM + 12
-    assert batch.keys.shape[4] == up(2 * (5 + ROOM + 12) + ROOM)
+    assert batch.keys.shape[3] == up(2 * (5 + ROOM + 12) + ROOM)
 
 
 def test_rows_of_nothing_take_nothing() -> None:
@@ -211,7 +204,7 @@ def test_rows_of_nothing_take_nothing() -> None:
     batch = BatchKV.of([nothing, nothing])
     assert batch.nbytes == 0
     assert reserve(batch, 70) == 70
-    assert batch.keys.shape[4] == up(2 * 70 + ROOM)
+    assert batch.keys.shape[3] == up(2 * 70 + ROOM)
 
 
 def test_what_is_cut_from_a_batch_outlives_it() -> None:
@@ -228,5 +221,5 @@ def test_trimming_leaves_the_one_it_was_copied_from() -> None:
     shorter = copy.copy(a)
     assert shorter.trim(2) == 2
     assert (shorter.size(), a.size()) == (3, 5)
-    assert (shorter.keys == a.keys[..., :3]).all()
+    assert (shorter.keys == a.keys[:, :, :3]).all()
     assert (shorter.trim(9), shorter.size()) == (3, 0)
