@@ -10,8 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -19,9 +17,6 @@ from selfplay_ray.errors import BLASError
 
 ALLOW_SLOW = "SELFPLAY_ALLOW_SLOW_BLAS"
 GFORTRAN = "libgfortran.so.5"
-
-THREAD_SETTERS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
-"""As NumPy's wheels of version 2 and of version 1 call it."""
 
 _problem: str | None = "selfplay_ray.blas.preload() was not called"
 _kept_open: list[ctypes.CDLL] = []
@@ -61,40 +56,6 @@ def require_blas() -> None:
         f"MLX would run about 60 times slower than it need be on this CPU: {_problem} "
         f"(or set {ALLOW_SLOW}=1 to go on anyway)"
     )
-
-
-class NumPyBLAS:
-    """The OpenBLAS that NumPy's wheels bundle, another than MLX's: how many threads it uses in this process.
-
-    Raises:
-        BLASError: NumPy has none, or one that can't be told.
-    """
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        path = next((Path(np.__file__).parents[1] / "numpy.libs").glob("lib*openblas*.so*"), None)
-        library = ctypes.CDLL(str(path)) if path is not None else None  # which is loaded already
-        names = [name for name in THREAD_SETTERS if hasattr(library, name)]
-        if library is None or not names:
-            raise BLASError("NumPy's BLAS is none that its wheels bundle, so its threads can't be counted")
-        self._set = getattr(library, names[0])
-        self._get = getattr(library, names[0].replace("set", "get", 1))
-
-    @property
-    def threads(self) -> int:
-        """As many as it uses now: as OPENBLAS_NUM_THREADS says, or one for each core."""
-        return int(self._get())
-
-    @contextmanager
-    def single_threaded(self) -> Iterator[None]:
-        """Let every product be computed in the thread that asks for it."""
-        threads = self.threads
-        self._set(1)
-        try:
-            yield
-        finally:
-            self._set(threads)
 
 
 def _load_openblas(folder: Path) -> None:

@@ -62,13 +62,3 @@ def test_one_may_go_on_without() -> None:
 def test_preloading_twice_is_harmless() -> None:
     code = "from selfplay_ray import blas; blas.preload(); blas.preload(); blas.require_blas(); print('on')"
     assert run(code).stdout.strip() == "on"
-
-
-@linux_only
-def test_numpys_own_blas_is_told_how_many_threads_to_use() -> None:
-    code = (
-        "from selfplay_ray.blas import NumPyBLAS; blas = NumPyBLAS(); before = blas.threads;"
-        "inside = blas.single_threaded(); inside.__enter__(); print(before, blas.threads);"
-        "inside.__exit__(None, None, None); print(blas.threads)"
-    )
-    assert run(code, OPENBLAS_NUM_THREADS="2").stdout.split() == ["2", "1", "2"]

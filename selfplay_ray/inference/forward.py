@@ -12,9 +12,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from selfplay_ray.blas import NumPyBLAS
-from selfplay_ray.errors import BLASError
-from selfplay_ray.inference.cpu.cores import Cores
+from selfplay_ray.inference.cpu.cores import Cores, allowed
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
 from selfplay_ray.inference.cpu.sampling import likeliest as likeliest_in_numpy
 from selfplay_ray.inference.cpu.sampling import sample as sample_in_numpy
@@ -102,10 +100,7 @@ def forward_of(model: nn.Module) -> Forward:
         return MLXForward(model)
     from selfplay_ray.inference.cpu.llama import accepts
 
-    try:
-        return NumPyForward(model, NumPyBLAS()) if accepts(model) else MLXForward(model)
-    except BLASError:  # another NumPy than PyPI's
-        return MLXForward(model)
+    return CompiledForward(model) if accepts(model) else MLXForward(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +192,9 @@ class MLXForward:
 class NumPyLogits:
     """The logits of hidden states; row b of the batch has those of state ``kinds[b]``."""
 
-    def __init__(self, forward: NumPyForward, hidden: np.ndarray, kinds: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, forward: CompiledForward, hidden: np.ndarray, kinds: Sequence[int] | None = None
+    ) -> None:
         self._forward, self._hidden, self._kinds = forward, hidden, kinds
         self._values: np.ndarray | None = None
 
@@ -216,20 +213,21 @@ class NumPyLogits:
         return self._values
 
 
-class NumPyForward:
-    """A model that ``llama.accepts``, run by as many threads as NumPy's BLAS would take."""
+class CompiledForward:
+    """A model that ``llama.accepts``, run by as many threads as a BLAS would take."""
 
     lazy = pads = False
 
-    def __init__(self, model: nn.Module, blas: NumPyBLAS) -> None:
-        self._model, self._blas = model, blas
-        self.cores = Cores(blas.threads)
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self.cores = model, Cores(allowed())
         self.take_weights()
+        # Now, so that no request waits for the compiler.
+        self._llama.logits(self._run([[0]], BatchKV.of(self.new_caches())))
 
     def take_weights(self) -> None:
-        from selfplay_ray.inference.cpu.llama import NumPyLlama
+        from selfplay_ray.inference.cpu.llama import CompiledLlama
 
-        self._llama = NumPyLlama(self._model, self.cores)
+        self._llama = CompiledLlama(self._model, self.cores)
 
     def new_caches(self) -> LayerCaches:
         return [SequenceKV.new(self._llama.depth, self._llama.heads, self._llama.width)]
@@ -270,12 +268,10 @@ class NumPyForward:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """float32[B, V] of hidden states [B, hidden]."""
-        with self._blas.single_threaded():
-            return self._llama.logits(hidden)
+        return self._llama.logits(hidden)
 
     def close(self) -> None:
         self.cores.close()
 
     def _run(self, tokens: Sequence[Sequence[int]] | np.ndarray, batch: BatchKV) -> np.ndarray:
-        with self._blas.single_threaded():
-            return self._llama.run(tokens, batch)
+        return self._llama.run(tokens, batch)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.batch import DecodeBatch, Prompts, _kinds, _shares
 from selfplay_ray.inference.decoding import Decoding, to_spans
-from selfplay_ray.inference.forward import Forward, LayerCaches, MLXForward, NumPyForward, forward_of
+from selfplay_ray.inference.forward import Forward, LayerCaches, MLXForward, CompiledForward, forward_of
 from selfplay_ray.inference.requests import GenerationRequest
 from selfplay_ray.inference.sampling import SamplingRow
 from selfplay_ray.types import PolicySpan
@@ -62,7 +62,7 @@ def test_what_is_padded_is_bounded(tiny_model: nn.Module, adapters: Adapters) ->
 @pytest.fixture(params=["numpy", "mlx"])
 def forward(request: pytest.FixtureRequest, tiny_model: nn.Module) -> Iterator[Forward]:
     made = forward_of(tiny_model)
-    if isinstance(made, NumPyForward) != (request.param == "numpy"):
+    if isinstance(made, CompiledForward) != (request.param == "numpy"):
         made.close()
         if request.param == "numpy":
             pytest.skip("MLX computes on a GPU here")

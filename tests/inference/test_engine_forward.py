@@ -10,9 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from selfplay_ray.errors import BLASError
-from selfplay_ray.inference import forward
-from selfplay_ray.inference.forward import Forward, MLXForward, NumPyForward, forward_of
+from selfplay_ray.inference.forward import CompiledForward, Forward, MLXForward, forward_of
 from selfplay_ray.inference.sampling import SamplingRow
 from selfplay_ray.models import load_model
 
@@ -28,7 +26,7 @@ def batch(forward: Forward, rows: int) -> list[object]:
 def test_on_a_cpu_numpy_runs_what_it_knows_and_mlx_the_rest(tiny: Path) -> None:
     model = load_model(tiny)[0]
     ours = forward_of(model)
-    assert isinstance(ours, NumPyForward)
+    assert isinstance(ours, CompiledForward)
     ours.close()
     model.set_dtype(mx.bfloat16)
     assert isinstance(forward_of(model), MLXForward)
@@ -36,16 +34,6 @@ def test_on_a_cpu_numpy_runs_what_it_knows_and_mlx_the_rest(tiny: Path) -> None:
 
 def test_on_a_gpu_mlx_runs_everything(tiny_model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert isinstance(forward_of(tiny_model), MLXForward)
-
-
-def test_without_numpys_own_blas_mlx_runs_everything(
-    tiny_model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def other() -> None:
-        raise BLASError("another BLAS")
-
-    monkeypatch.setattr(forward, "NumPyBLAS", other)
     assert isinstance(forward_of(tiny_model), MLXForward)
 
 

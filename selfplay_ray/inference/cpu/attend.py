@@ -1,15 +1,16 @@
-"""One layer's attention, compiled."""
+"""The attention of a few tokens in one layer, compiled."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from selfplay_ray.inference.cpu.compiled import compiled, inlined
+from selfplay_ray.inference.cpu.compiled import inlined
+from selfplay_ray.inference.cpu.exp import exp
 from selfplay_ray.inference.cpu.tiles import narrow_tile
 from selfplay_ray.inference.cpu.vectors import LANES, Code, coded, index, multiply_add
 
@@ -18,12 +19,6 @@ QUERIES = 4
 
 VECTORS = 64 // LANES
 """Of the values that are mixed at a time, as many as leave the sums in registers."""
-
-LOG2_E = np.float32(1.44269504088896341)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-LEAST = np.float32(-87.3)
-"""What e to the power of is still a normal number."""
-
 
 _score = narrow_tile(QUERIES)
 
@@ -72,23 +67,6 @@ def _mix(weights: np.ndarray, values: np.ndarray, start: int, stop: int, mixed: 
 
 
 @inlined
-def _exp(x: np.float32) -> np.float32:
-    """e to the power of x ≤ 0, within two ulp: 2ⁿ times a polynomial (Cephes' expf)."""
-    x = LEAST if x < LEAST else x
-    n = np.floor(multiply_add(x, LOG2_E, np.float32(0.5)))
-    r = multiply_add(n, -LN2_LOW, multiply_add(n, -LN2_HIGH, x))
-    y = multiply_add(np.float32(1.9875691500e-4), r, np.float32(1.3981999507e-3))
-    y = multiply_add(y, r, np.float32(8.3334519073e-3))
-    y = multiply_add(y, r, np.float32(4.1665795894e-2))
-    y = multiply_add(y, r, np.float32(1.6666665459e-1))
-    y = multiply_add(y, r, np.float32(5.0000001201e-1))
-    y = multiply_add(y, r * r, r) + np.float32(1)
-    power: np.float32 = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    product: np.float32 = y * power
-    return product
-
-
-@inlined
 def _highest(scores: np.ndarray) -> np.float32:
     a = b = c = d = scores[0]  # four, so that none waits for the one before
     whole = len(scores) // 4 * 4
@@ -114,96 +92,134 @@ def _weigh(scores: np.ndarray) -> np.float32:
     """Make e to the power of what they are below the highest of the scores; the sum."""
     most = _highest(scores)
     for position in range(len(scores)):
-        scores[position] = _exp(scores[position] - most)
+        scores[position] = exp(scores[position] - most)
     total: np.float32 = _sum(scores)
     return total
 
 
+class Heads(NamedTuple):
+    """Keys and values of a batch [slots, layers, heads, capacity, width], and what turns heads to their positions:
+    cosines and sines [positions, width / 2]."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    cosines: np.ndarray
+    sines: np.ndarray
+
+
+class Seeing(NamedTuple):
+    """What a thread attends with: ``queries`` [width, QUERIES], ``mixed`` [QUERIES, width], ``scores`` [QUERIES,
+    capacity], ``sums`` [QUERIES] and a ``head`` [width]."""
+
+    queries: np.ndarray
+    mixed: np.ndarray
+    scores: np.ndarray
+    sums: np.ndarray
+    head: np.ndarray
+
+    @classmethod
+    def new(cls, width: int, capacity: int) -> Self:
+        shapes = (width, QUERIES), (QUERIES, width), (QUERIES, capacity), (QUERIES,), (width,)
+        return cls(*(np.zeros(shape, np.float32) for shape in shapes))
+
+
 @inlined
-def _turn(
-    x: np.ndarray, cosines: np.ndarray, sines: np.ndarray, scale: np.float32, turned: np.ndarray
+def _turned(
+    x: np.ndarray,
+    token: int,
+    head: int,
+    norm: np.ndarray,
+    epsilon: np.float32,
+    heads: Heads,
+    at: int,
+    into: np.ndarray,
 ) -> None:
-    """A head x [width], turned to its position (Su et al. 2021, arXiv:2104.09864, eq. 34) and scaled."""
-    half = len(cosines)
-    for number in range(half):
-        low, high = x[number], x[half + number]
-        turned[number] = (low * cosines[number] - high * sines[number]) * scale
-        turned[half + number] = (high * cosines[number] + low * sines[number]) * scale
+    """A head of a token of x [P, heads · width, lanes], normed if ``norm`` [width] isn't empty, and turned to its
+    position (Su et al. 2021, arXiv:2104.09864, eq. 34): into [width]."""
+    panel, lane = token // x.shape[2], token % x.shape[2]
+    width = len(into)
+    begin, half = head * width, width // 2
+    factor = np.float32(1)
+    if len(norm) > 0:
+        total = np.float32(0)
+        for place in range(width):
+            total += x[panel, begin + place, lane] * x[panel, begin + place, lane]
+        factor = np.float32(1) / np.sqrt(total / np.float32(width) + epsilon)
+    for place in range(half):
+        low, high = x[panel, begin + place, lane], x[panel, begin + half + place, lane]
+        if len(norm) > 0:
+            low, high = low * factor * norm[place], high * factor * norm[half + place]
+        cosine, sine = heads.cosines[at, place], heads.sines[at, place]
+        into[place] = low * cosine - high * sine
+        into[half + place] = high * cosine + low * sine
 
 
-_TOKENS = types.Array(types.float32, 2, "C", readonly=True)
-_ATTENDED, _CACHE = types.float32[:, ::1], types.float32[:, :, :, :, ::1]
-_TABLE = types.Array(types.int64, 2, "C", readonly=True)
-
-
-@compiled(
-    types.void(
-        _TOKENS,
-        _TOKENS,
-        _TOKENS,
-        _CACHE,
-        _CACHE,
-        types.int64,
-        _TABLE,
-        _TABLE,
-        _TOKENS,
-        _TOKENS,
-        types.float32,
-        _ATTENDED,
-    )
-)
-def attend(
-    query: np.ndarray,
+@inlined
+def keep(
+    heads: Heads,
+    layer: int,
+    row: np.ndarray,
+    head: int,
     key: np.ndarray,
     value: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    norm: np.ndarray,
+    epsilon: np.float32,
+) -> None:
+    """Add the keys and values [P, heads · width, lanes] of a row's tokens to what is kept of a head."""
+    slot, held, first, count = row[0], row[1], row[2], row[3]
+    keys, values = heads.keys[slot, layer, head], heads.values[slot, layer, head]
+    lanes, width = value.shape[2], values.shape[1]
+    for token in range(first, first + count):
+        at = held + token - first
+        _turned(key, token, head, norm, epsilon, heads, at, keys[at])
+        for place in range(width):
+            values[at, place] = value[token // lanes, head * width + place, token % lanes]
+
+
+@inlined
+def attend(
+    heads: Heads,
     layer: int,
-    rows: np.ndarray,
-    pieces: np.ndarray,
-    cosines: np.ndarray,
-    sines: np.ndarray,
+    row: np.ndarray,
+    piece: np.ndarray,
+    query: np.ndarray,
+    norm: np.ndarray,
+    epsilon: np.float32,
     scale: np.float32,
     attended: np.ndarray,
+    seeing: Seeing,
 ) -> None:
-    """What tokens attend to, [N, n · heads · width], by queries of that shape; of ``rows`` those ``pieces``, as
-    ``attention.Attention`` has them. Before that the keys and values [N, heads · width] of their rows' heads are added
-    to ``keys`` and ``values`` [slots, layers, heads, capacity, width].
-
-    Of a row's head that is in more than one thread's pieces each adds all: they write the same."""
-    width = keys.shape[4]
-    every = query.shape[1] // key.shape[1]
-    queries, mixed = np.zeros((QUERIES, width), np.float32), np.empty((QUERIES, width), np.float32)
-    scores, sums = np.empty((QUERIES, keys.shape[3]), np.float32), np.empty(QUERIES, np.float32)
-    for piece in range(len(pieces)):
-        row, head, start, stop = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2], pieces[piece, 3]
-        slot, held, first = rows[row, 0], rows[row, 1], rows[row, 2]
-        count, source, common = rows[row, 3], rows[row, 4], rows[row, 5]
-        own_keys, own_values = keys[slot, layer, head], values[slot, layer, head]
-        begin = head * width
-        if piece == 0 or pieces[piece - 1, 0] != row or pieces[piece - 1, 1] != head:
-            for token in range(count):
-                at, new = held + token, key[first + token, begin : begin + width]
-                _turn(new, cosines[at], sines[at], np.float32(1), own_keys[at])
-                own_values[at] = value[first + token, begin : begin + width]
-        for some in range(start * every, stop * every, QUERIES):
-            several = min(QUERIES, stop * every - some)
-            for number in range(several):
-                token, of_head = (some + number) // every, head * every + (some + number) % every
-                heads = query[first + token, of_head * width : (of_head + 1) * width]
-                _turn(heads, cosines[held + token], sines[held + token], scale, queries[number])
-            seen = held + (some + several - 1) // every + 1
-            for position in range(0, seen, LANES):
-                where = source if position < common else slot
-                _score(keys[where, layer, head], position, queries, scores[:, position:])
-            mixed[:] = 0
-            for number in range(several):
-                own = held + (some + number) // every + 1
-                sums[number] = _weigh(scores[number, :own])
-                scores[number, own:seen] = 0
-            _mix(scores, values[source, layer, head], 0, common, mixed)
-            _mix(scores, own_values, common, seen, mixed)
-            for number in range(several):
-                token, of_head = (some + number) // every, head * every + (some + number) % every
-                for column in range(width):
-                    attended[first + token, of_head * width + column] = mixed[number, column] / sums[number]
+    """What some tokens of a row attend to, by the queries that go with a key head: ``attended`` [P, n · heads · width,
+    lanes], as ``query``."""
+    slot, held, first, source, common = row[0], row[1], row[2], row[4], row[5]
+    head, start, stop = piece[1], piece[2], piece[3]
+    keys, values = heads.keys[slot, layer, head], heads.values[slot, layer, head]
+    every, width, lanes = (
+        query.shape[1] // (heads.keys.shape[2] * keys.shape[1]),
+        keys.shape[1],
+        query.shape[2],
+    )
+    for some in range(start * every, stop * every, QUERIES):
+        several = min(QUERIES, stop * every - some)
+        for number in range(several):
+            token, of_head = (some + number) // every, head * every + (some + number) % every
+            _turned(query, first + token, of_head, norm, epsilon, heads, held + token, seeing.head)
+            for place in range(width):
+                seeing.queries[place, number] = seeing.head[place] * scale
+        seen = held + (some + several - 1) // every + 1
+        for position in range(0, seen, LANES):
+            where = heads.keys[source, layer, head] if position < common else keys
+            _score(where, position, seeing.queries, seeing.scores[:, position:])
+        for number in range(several):
+            own = held + (some + number) // every + 1
+            seeing.sums[number] = _weigh(seeing.scores[number, :own])
+            seeing.scores[number, own:seen] = 0
+        seeing.mixed[:] = 0
+        _mix(seeing.scores, heads.values[source, layer, head], 0, common, seeing.mixed)
+        _mix(seeing.scores, values, common, seen, seeing.mixed)
+        for number in range(several):
+            token, of_head = first + (some + number) // every, head * every + (some + number) % every
+            for place in range(width):
+                attended[token // lanes, of_head * width + place, token % lanes] = (
+                    seeing.mixed[number, place] / seeing.sums[number]
+                )

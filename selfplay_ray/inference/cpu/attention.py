@@ -9,15 +9,12 @@ read from one of them, where it stays in the core's cache for the others (Juravs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from selfplay_ray.inference.cpu.attend import attend
-from selfplay_ray.inference.cpu.cores import Share
 from selfplay_ray.inference.cpu.kv_cache import BatchKV
 
 ROTATIONS = 1024
@@ -49,39 +46,23 @@ class Rotations:
         return cosines, sines
 
 
-@dataclass(frozen=True, slots=True)
-class Projected:
-    """Queries, keys and values of N tokens, [N, heads · width] each, in one layer; what they attend to goes into
-    ``attended``, of the queries' shape."""
-
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    attended: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """How the tokens of a forward pass attend, in every layer.
+class Attention(NamedTuple):
+    """Which token attends to what, in every layer.
 
     ``rows`` [B, 6] are, of each row of the batch, its slot, the positions it holds, its first token and how many it
     has, the slot its beginning is read from and how many positions that is. ``pieces`` [P, 4] are what threads share:
-    a row, a key head, and from which token of the row to which; ``ends`` [P] is their work until the end of each.
+    a row, a key head, and from which token of the row to which.
     """
 
-    kv: BatchKV
-    rotations: Rotations
     rows: np.ndarray
     pieces: np.ndarray
-    ends: np.ndarray
 
     @classmethod
-    def of(cls, kv: BatchKV, counts: Sequence[int], rotations: Rotations) -> Self:
+    def of(cls, kv: BatchKV, counts: Sequence[int]) -> Self:
         """Of rows that go on with ``counts`` tokens each, which lie beside each other, row by row."""
         sources, common = kv.beginnings()
         firsts = np.cumsum(counts) - counts
         rows = np.stack([kv.slots, kv.lengths, firsts, counts, sources, common], axis=1)
-        rotations.reach(int((kv.lengths + counts).max()))
         # Who reads the same follow each other.
         pieces = [
             (row, head, start, min(start + TOGETHER, counts[row]))
@@ -90,31 +71,4 @@ class Attention:
             for row in group
             for start in range(0, counts[row], TOGETHER)
         ]
-        of_row, _, starts, stops = (parts := np.array(pieces)).T
-        work = (stops - starts) * (kv.lengths[of_row] + stops)
-        return cls(kv, rotations, rows, parts, np.cumsum(work))
-
-    @property
-    def work(self) -> int:
-        """In pairs of a token and a position, for each key head."""
-        return int(self.ends[-1])
-
-    def attend(self, layer: int, projected: Projected, scale: np.float32, share: Share) -> None:
-        """Compute a share of it in a layer, where keys and values are added to those of the batch."""
-        start, stop = (
-            int(np.searchsorted(self.ends, bound * self.work)) for bound in (share.start, share.stop)
-        )
-        attend(
-            projected.query,
-            projected.key,
-            projected.value,
-            self.kv.keys,
-            self.kv.values,
-            layer,
-            self.rows,
-            self.pieces[start : stop + (share.stop == 1)],
-            self.rotations.cosines,
-            self.rotations.sines,
-            scale,
-            projected.attended,
-        )
+        return cls(rows, np.array(pieces))

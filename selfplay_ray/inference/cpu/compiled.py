@@ -1,38 +1,40 @@
-"""Functions that Numba compiles, when they are first imported, and keeps on disk where it may."""
+"""Functions that Numba compiles when they are first called, and keeps on disk where it may."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+"""Other threads run beside it; a division by zero is infinite."""
 
 
-def compiled(signature: Any) -> Callable[[Function], Function]:
-    """Compile a function for arguments of ``signature``; other threads run beside it. Whoever imports it next takes
-    what lies beside its file, or else in the user's cache: that of its machine, as long as the file doesn't change."""
+class compiled(Generic[Given, Returned]):  # noqa: N801  a decorator
+    """A function, compiled for what it is called with. Whoever calls it next takes what lies beside its file, or else
+    in the user's cache: that of its machine, as long as the file doesn't change."""
 
-    def compile_it(function: Function) -> Function:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    def __init__(self, function: Callable[Given, Returned]) -> None:
         try:
-            made = numba.njit(cache=True, **options)(function)
+            self._made: Any = numba.njit(cache=True, **OPTIONS)(function)
         except RuntimeError:  # there is nowhere to keep it
-            made = numba.njit(**options)(function)
+            self._made = numba.njit(**OPTIONS)(function)
+
+    def __call__(self, *args: Given.args, **kwargs: Given.kwargs) -> Returned:
         try:
-            made.compile(signature)
-        except OSError:  # it is compiled, but the disk is full
-            assert made.signatures
-        made.disable_compile()  # what can be taken for the signature's types is
-        return cast(Function, made)
-
-    return compile_it
+            returned: Returned = self._made(*args, **kwargs)
+        except OSError:  # the disk is full; but it is compiled, and does nothing itself that could fail so
+            returned = self._made(*args, **kwargs)
+        return returned
 
 
-def inlined(function: Function | None = None, **options: Any) -> Any:
+def inlined(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """A part of compiled functions; of ``options`` Numba tells."""
     if function is None:
         return partial(inlined, **options)
-    return numba.njit(nogil=True, error_model="numpy", **options)(function)
+    return numba.njit(**OPTIONS, **options)(function)

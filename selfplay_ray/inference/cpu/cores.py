@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -37,7 +40,16 @@ class Share:
 ALL = Share(0.0, 1.0)
 
 Work = Callable[[Share], object]
+Task = Callable[[], object]
 Outcome = tuple[float, BaseException | None]
+
+
+def allowed() -> int:
+    """The threads this process may have: as many as a BLAS is told to take, or one for each core."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 0:
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 class Cores:
@@ -51,9 +63,7 @@ class Cores:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._inboxes: list[SimpleQueue[tuple[Work, Share] | None]] = [
-            SimpleQueue() for _ in range(count - 1)
-        ]
+        self._inboxes: list[SimpleQueue[Task | None]] = [SimpleQueue() for _ in range(count - 1)]
         self._done: SimpleQueue[Outcome] = SimpleQueue()
         self._kept: dict[Hashable, float] = {}
         for number, inbox in enumerate(self._inboxes, start=1):
@@ -69,7 +79,7 @@ class Cores:
         started = time.perf_counter()
         for number, inbox in enumerate(self._inboxes):
             start, stop = (kept + (1 - kept) * bound / len(self._inboxes) for bound in (number, number + 1))
-            inbox.put((work, Share(start, stop)))
+            inbox.put(partial(work, Share(start, stop)))
         try:
             with np.errstate(all="ignore"):
                 work(Share(0.0, kept))
@@ -84,17 +94,28 @@ class Cores:
             if error is not None:
                 raise error
 
+    def together(self, work: Callable[[int], object]) -> None:
+        """Call ``work`` in every thread, with the thread's number; raises what one raises. Not after ``close``."""
+        for number, inbox in enumerate(self._inboxes, start=1):
+            inbox.put(partial(work, number))
+        try:
+            work(0)
+        finally:
+            outcomes = [self._done.get() for _ in self._inboxes]
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+
     def close(self) -> None:
         """End the threads."""
         for inbox in self._inboxes:
             inbox.put(None)
 
-    def _obey(self, inbox: SimpleQueue[tuple[Work, Share] | None]) -> None:
+    def _obey(self, inbox: SimpleQueue[Task | None]) -> None:
         with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
-            while (given := inbox.get()) is not None:
-                work, share = given
+            while (task := inbox.get()) is not None:
                 with _Told(self._done):
-                    work(share)
+                    task()
 
 
 class _Told:

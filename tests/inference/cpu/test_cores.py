@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_ray.inference.cpu.cores import WITHIN, Cores, Share
+from selfplay_ray.inference.cpu.cores import WITHIN, Cores, Share, allowed
 
 
 def test_every_share_is_done_once_in_a_thread_of_its_own(cores: Cores) -> None:
@@ -83,3 +84,35 @@ def test_parts_are_all_there_is_in_order(size: int, unit: int, bounds: list[floa
     parts = [Share(*edge).of(size, unit) for edge in itertools.pairwise(edges)]
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(size))
     assert all(part.start % unit == 0 or part.start == size for part in parts)
+
+
+def test_all_threads_are_called_together(cores: Cores) -> None:
+    barrier, done = threading.Barrier(3), []
+
+    def work(number: int) -> None:
+        barrier.wait(10)
+        done.append(number)
+
+    cores.together(work)
+    assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_what_one_of_them_raises_is_raised(who: int, cores: Cores) -> None:
+    def work(number: int) -> None:
+        if number == who:
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cores.together(work)
+    cores.together(lambda number: None)
+
+
+def test_as_many_threads_as_a_blas_is_told_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert allowed() == 3
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "none")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert allowed() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    assert 1 <= allowed() <= os.cpu_count()

@@ -21,7 +21,7 @@ from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.cpu.attention import ROTATIONS
 from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
-from selfplay_ray.inference.cpu.llama import NumPyLlama, accepts
+from selfplay_ray.inference.cpu.llama import CompiledLlama, accepts
 from selfplay_ray.lora import LoRASettings
 
 WITHIN = 2e-5
@@ -83,7 +83,7 @@ def by_mlx(model: nn.Module, tokens: np.ndarray) -> np.ndarray:
     return logprobs(np.array(model(mx.array(tokens[None]), cache=make_prompt_cache(model))[0]))
 
 
-def empty(ours: NumPyLlama, rows: int) -> BatchKV:
+def empty(ours: CompiledLlama, rows: int) -> BatchKV:
     return BatchKV.of([SequenceKV.new(ours.depth, ours.heads, ours.width) for _ in range(rows)])
 
 
@@ -95,7 +95,7 @@ def texts(rows: int, length: int) -> np.ndarray:
 def test_it_computes_what_mlx_lm_does(kind: str, cores: Cores) -> None:
     model = made(*KINDS[kind])
     assert accepts(model)
-    ours, tokens = NumPyLlama(model, cores), texts(5, 70)
+    ours, tokens = CompiledLlama(model, cores), texts(5, 70)
     wanted = np.stack([by_mlx(model, row) for row in tokens])
     kv, at = empty(ours, 5), 0
     for count in (1, 50, 12, 1, 1, 5):  # more than one at once, across the room there is, one, and more again
@@ -107,7 +107,7 @@ def test_it_computes_what_mlx_lm_does(kind: str, cores: Cores) -> None:
 
 def test_rows_of_different_lengths_are_as_alone(cores: Cores) -> None:
     model = made(*KINDS["llama"])
-    ours, tokens, lengths = NumPyLlama(model, cores), texts(4, 260), [0, 0, 0, 0]
+    ours, tokens, lengths = CompiledLlama(model, cores), texts(4, 260), [0, 0, 0, 0]
     kv = empty(ours, 4)
     for counts in ([3, 170, 9, 1], [100, 1, 2, 70]):
         some = [row[at : at + count].tolist() for row, at, count in zip(tokens, lengths, counts, strict=True)]
@@ -128,13 +128,13 @@ def test_rows_of_different_lengths_are_as_alone(cores: Cores) -> None:
 
 def test_positions_beyond_the_first_table_of_rotations(cores: Cores) -> None:
     model = made(*KINDS["llama"])
-    ours, tokens = NumPyLlama(model, cores), texts(1, ROTATIONS + 5)
+    ours, tokens = CompiledLlama(model, cores), texts(1, ROTATIONS + 5)
     last = logprobs(ours.logits(ours.run(tokens.tolist(), empty(ours, 1))))
     assert np.abs(last[0] - by_mlx(model, tokens[0])[-1]).max() < WITHIN
 
 
 def test_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
-    ours, tokens = NumPyLlama(made(*KINDS["llama"]), cores), texts(9, 40)
+    ours, tokens = CompiledLlama(made(*KINDS["llama"]), cores), texts(9, 40)
 
     def last(rows: slice) -> np.ndarray:
         some = tokens[rows]
@@ -146,9 +146,28 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
         assert (last(rows) == crowd[rows]).all()
 
 
+@pytest.mark.parametrize("kind", ["llama", "llama, widths of no 16", "qwen2", "qwen3"])
+def test_however_a_row_is_run_it_is_the_same_to_the_last_bit(kind: str, cores: Cores) -> None:
+    """Whole, in pieces or token by token; alone or beside others; in one thread or several."""
+    model, tokens = made(*KINDS[kind]), texts(20, 150)
+    alone = Cores(1)
+    ours, by_one = CompiledLlama(model, cores), CompiledLlama(model, alone)
+    wanted = by_one.logits(by_one.run(tokens[:1].tolist(), empty(by_one, 1)))[0].copy()
+    for counts in ([150], [1] * 150, [2] * 75, [3] * 50, [17, 64, 1, 68]):
+        for model_, rows in ((by_one, 1), (ours, 1), (ours, 2), (ours, 20)):
+            if rows > 1 and len(counts) == 150:
+                continue
+            kv, at = empty(model_, rows), 0
+            for count in counts:
+                last = model_.run(tokens[:rows, at : at + count], kv)
+                at += count
+            assert (model_.logits(last)[0] == wanted).all()
+    alone.close()
+
+
 @pytest.mark.parametrize("kind", ["llama", "llama, one query head a key head"])
 def test_what_rows_have_in_common_is_read_once_and_comes_out_the_same(kind: str, cores: Cores) -> None:
-    ours, tokens = NumPyLlama(made(*KINDS[kind]), cores), texts(9, 40)
+    ours, tokens = CompiledLlama(made(*KINDS[kind]), cores), texts(9, 40)
     kv = empty(ours, 1)
     ours.run(texts(1, 150).tolist(), kv)
     prompt = kv.extract(0)
@@ -169,7 +188,7 @@ def test_what_rows_have_in_common_is_read_once_and_comes_out_the_same(kind: str,
 @pytest.mark.parametrize("kind", ["llama", "llama, one query head a key head"])
 @pytest.mark.parametrize("longer", [10, 77, 130, 700])
 def test_a_row_is_the_same_to_the_last_bit_beside_a_longer_one(longer: int, kind: str, cores: Cores) -> None:
-    ours, tokens = NumPyLlama(made(*KINDS[kind]), cores), texts(2, 90)
+    ours, tokens = CompiledLlama(made(*KINDS[kind]), cores), texts(2, 90)
     alone, crowd = empty(ours, 1), empty(ours, 1)
     long = empty(ours, 1)
     ours.run(texts(1, longer).tolist(), long)
@@ -192,7 +211,7 @@ def test_adapters_are_computed_with_it(mixed: bool, cores: Cores) -> None:
         }
         adapters.load(name, weights, 1)
     assert accepts(model)
-    ours, tokens = NumPyLlama(model, cores), texts(3, 12)
+    ours, tokens = CompiledLlama(model, cores), texts(3, 12)
     names = ["one", None, "other"] if mixed else ["one"] * 3
     rows = [adapters.find(name) for name in names]
     adapters.select([adapters.base, *rows])
@@ -208,6 +227,28 @@ def test_adapters_are_computed_with_it(mixed: bool, cores: Cores) -> None:
     plain = logprobs(ours.logits(ours.run(tokens[:1].tolist(), empty(ours, 1))))
     assert np.abs(plain[0] - by_mlx(model, tokens[0])[-1]).max() < WITHIN
     assert np.abs(plain[0] - last[0]).max() > 100 * WITHIN  # they do something
+
+
+def test_with_its_adapter_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: Cores) -> None:
+    model, rng = made(*KINDS["qwen2"]), np.random.default_rng(3)
+    adapters = Adapters(model, LoRASettings(rank=6), max_adapters=3)
+    for name in ("one", "two", "three"):
+        weights = {p: rng.normal(0, 0.2, shape).astype(np.float32) for p, shape in adapters.shapes.items()}
+        adapters.load(name, weights, 1)
+    ours, tokens = CompiledLlama(model, cores), texts(20, 30)
+    names = (["one", "two", None, "three"] * 5)[:20]
+
+    def last(rows: list[int]) -> np.ndarray:
+        adapters.select([adapters.find(names[row]) for row in rows])
+        kv = empty(ours, len(rows))
+        ours.run(tokens[rows, :20], kv)
+        for step in range(20, 30):
+            hidden = ours.run(tokens[rows, step : step + 1], kv)
+        return ours.logits(hidden).copy()
+
+    crowd = last([*range(20)])
+    for some in ([0], [1], [2], [0, 4], [0, 1], [0, 1, 2, 3, 7], [5, 2, 19]):
+        assert (last(some) == crowd[some]).all()
 
 
 def test_other_models_are_left_to_mlx() -> None:

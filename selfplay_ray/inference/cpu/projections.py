@@ -1,0 +1,207 @@
+"""Linear layers, with their biases and adapters, of rows that lie in panels; compiled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numba import carray
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from selfplay_ray.inference.cpu.compiled import inlined
+from selfplay_ray.inference.cpu.tiles import DEEP, WIDE, one_row, one_vector, several_vectors, tile, two_rows
+from selfplay_ray.inference.cpu.vectors import LANES, multiply_add
+
+RANKS = 4
+"""The rank of adapters is a multiple of this, where necessary with zeros."""
+
+CHUNK = math.lcm(DEEP, LANES)
+"""Columns of the output that threads don't share: of whole tiles."""
+
+WEIGHT, ROWS, OUT, IN, BIAS, A, B, RANK = range(8)
+"""What the table of linear layers tells of each: where its weights are, how many rows these have, of which OUT are of
+use, and how many inputs; where its bias is, or 0; where the factors of the adapters are, A [in, rank] and B [rank,
+rows], and their rank, or 0."""
+
+
+@intrinsic
+def _pointer(_typing: Any, address: Any) -> tuple[Any, Any]:
+    def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), emit
+
+
+@inlined
+def matrix(address: int, rows: int, columns: int) -> np.ndarray:
+    """The float32 that lie there."""
+    there: np.ndarray = carray(_pointer(address), (rows, columns), np.float32)
+    return there
+
+
+class Scratch(NamedTuple):
+    """What a thread computes with: ``sums`` [DEEP, WIDE · LANES], ``more`` of the same shape."""
+
+    sums: np.ndarray
+    more: np.ndarray
+
+    @classmethod
+    def new(cls) -> Self:
+        return cls(*(np.zeros((DEEP, WIDE * LANES), np.float32) for _ in range(2)))
+
+
+_ranks_of_vector = tile(RANKS, 1, turned=True)
+
+
+@inlined
+def chunks(linear: np.ndarray) -> int:
+    """How many there are."""
+    count: int = -(-linear[OUT] // CHUNK)
+    return count
+
+
+@inlined
+def reduce(
+    linear: np.ndarray, x: np.ndarray, panel: int, own: np.ndarray, z: np.ndarray, scratch: Scratch
+) -> None:
+    """z [P, rank, lanes] = x A for a panel, zero where ``own`` [P, rank, lanes] is."""
+    rank, lanes = linear[RANK], x.shape[2]
+    a = matrix(linear[A], linear[IN], rank)
+    if lanes == LANES:
+        for first in range(0, rank, RANKS):
+            _ranks_of_vector(a, first, x, panel, scratch.more)
+            for number in range(RANKS):
+                for lane in range(LANES):
+                    z[panel, first + number, lane] = scratch.more[number, lane]
+    else:
+        for number in range(rank):
+            for lane in range(lanes):
+                total = np.float32(0)
+                for place in range(linear[IN]):
+                    total = multiply_add(a[place, number], x[panel, place, lane], total)
+                z[panel, number, lane] = total
+    if own.shape[1] > 0:
+        for number in range(rank):
+            for lane in range(lanes):
+                if own[panel, number, lane] == 0:  # not a product: infinity times zero would be no number
+                    z[panel, number, lane] = 0
+
+
+@inlined
+def project(
+    linear: np.ndarray,
+    scale: np.float32,
+    x: np.ndarray,
+    z: np.ndarray,
+    panels: tuple[int, int],
+    chunk: int,
+    add: bool,
+    y: np.ndarray,
+    scratch: Scratch,
+) -> None:
+    """A chunk of the columns of y = x Wᵀ + bias + scale · z B, for some panels; added to y or in its place."""
+    weights = matrix(linear[WEIGHT], linear[ROWS], linear[IN])
+    start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, linear[OUT])
+    if x.shape[2] == LANES:
+        for column in range(start, stop, DEEP):
+            first = min(column, linear[ROWS] - DEEP)  # what is computed twice comes out the same
+            panel = panels[0]
+            while panel < panels[1]:
+                vectors = min(WIDE, panels[1] - panel)
+                if vectors == WIDE:
+                    several_vectors(weights, first, x, panel, scratch.sums)
+                else:
+                    vectors = 1
+                    one_vector(weights, first, x, panel, scratch.sums)
+                for vector in range(vectors):
+                    _finish(
+                        linear,
+                        scale,
+                        z,
+                        panel + vector,
+                        first,
+                        column,
+                        min(first + DEEP, stop),
+                        vector,
+                        add,
+                        y,
+                        scratch,
+                    )
+                panel += vectors
+    else:
+        for column in range(start, stop, LANES):
+            first = min(column, linear[ROWS] - LANES)
+            if x.shape[2] == 1:
+                one_row(weights, first, x[0], scratch.sums)
+            else:
+                two_rows(weights, first, x[0], scratch.sums)
+            _finish_narrow(linear, scale, z, first, column, min(first + LANES, stop), add, y, scratch)
+
+
+@inlined
+def _finish(
+    linear: np.ndarray,
+    scale: np.float32,
+    z: np.ndarray,
+    panel: int,
+    first: int,
+    start: int,
+    stop: int,
+    vector: int,
+    add: bool,
+    y: np.ndarray,
+    scratch: Scratch,
+) -> None:
+    """Take the columns from ``start`` to ``stop`` of a tile's sums, the ``first`` of which is there."""
+    sums, more = scratch
+    begin = vector * LANES
+    if linear[BIAS] != 0:
+        bias = matrix(linear[BIAS], 1, linear[OUT])[0]
+        for column in range(start, stop):
+            for lane in range(LANES):
+                sums[column - first, begin + lane] += bias[column]
+    if linear[RANK] != 0:
+        b = matrix(linear[B], linear[RANK], linear[ROWS])
+        for some in range(first, first + DEEP, RANKS):
+            _ranks_of_vector(b, some, z, panel, more)
+            for number in range(RANKS):
+                for lane in range(LANES):
+                    sums[some - first + number, begin + lane] += scale * more[number, lane]
+    for column in range(start, stop):
+        for lane in range(LANES):
+            if add:
+                y[panel, column, lane] += sums[column - first, begin + lane]
+            else:
+                y[panel, column, lane] = sums[column - first, begin + lane]
+
+
+@inlined
+def _finish_narrow(
+    linear: np.ndarray,
+    scale: np.float32,
+    z: np.ndarray,
+    first: int,
+    start: int,
+    stop: int,
+    add: bool,
+    y: np.ndarray,
+    scratch: Scratch,
+) -> None:
+    """The same of a narrow tile, whose columns are the lanes of its sums."""
+    for lane in range(y.shape[2]):
+        for column in range(start, stop):
+            value = scratch.sums[lane, column - first]
+            if linear[BIAS] != 0:
+                value += matrix(linear[BIAS], 1, linear[OUT])[0, column]
+            if linear[RANK] != 0:
+                b = matrix(linear[B], linear[RANK], linear[ROWS])
+                more = np.float32(0)
+                for number in range(linear[RANK]):
+                    more = multiply_add(b[number, column], z[0, number, lane], more)
+                value += scale * more
+            if add:
+                y[0, column, lane] += value
+            else:
+                y[0, column, lane] = value
