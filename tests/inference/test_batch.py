@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from selfplay_ray.inference.adapters import Adapters
 from selfplay_ray.inference.batch import DecodeBatch, Prompts, _kinds, _shares
 from selfplay_ray.inference.decoding import Decoding, to_spans
-from selfplay_ray.inference.forward import Forward, LayerCaches, MLXForward, CompiledForward, forward_of
+from selfplay_ray.inference.forward import CompiledForward, Forward, LayerCaches, MLXForward, forward_of
 from selfplay_ray.inference.requests import GenerationRequest
 from selfplay_ray.inference.sampling import SamplingRow
 from selfplay_ray.types import PolicySpan
