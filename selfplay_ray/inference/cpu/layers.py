@@ -13,8 +13,9 @@ import numpy as np
 from selfplay_ray.inference.cpu.attend import Heads, Seeing, attend, keep
 from selfplay_ray.inference.cpu.compiled import compiled, inlined
 from selfplay_ray.inference.cpu.exp import exp
-from selfplay_ray.inference.cpu.projections import CHUNK, OUT, RANK, Scratch, chunks, project, reduce
+from selfplay_ray.inference.cpu.projections import CHUNK, OUT, RANK, RANKS, Scratch, chunks, project, reduce
 from selfplay_ray.inference.cpu.threads import taken, wait
+from selfplay_ray.inference.cpu.tiles import WIDE
 
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
 """The linear layers of a layer."""
@@ -123,12 +124,13 @@ def _reduce(
     scratch: Scratch,
 ) -> None:
     """What the adapters of some linear layers reduce x to, in ``space.z``."""
-    panels, count = len(x), last - first + 1
+    parts, pieces = space.z.shape[2] // RANKS, -(-len(x) // WIDE)
     number = _take(crew, part)
-    while number < panels * count:
-        which, panel = number // panels, number % panels
-        if linears[first + which, RANK] > 0:
-            reduce(linears[first + which], x, panel, space.own, space.z[which], scratch)
+    while number < pieces * parts * (last - first + 1):
+        which, some, piece = number // parts // pieces, number // pieces % parts * RANKS, number % pieces
+        if some < linears[first + which, RANK]:
+            panels = piece * WIDE, min((piece + 1) * WIDE, len(x))
+            reduce(linears[first + which], x, panels, some, space.own, space.z[which], scratch)
         number = _take(crew, part)
     _meet(crew, part)
 

@@ -14,7 +14,7 @@ from selfplay_ray.inference.cpu.compiled import inlined
 from selfplay_ray.inference.cpu.tiles import DEEP, WIDE, one_row, one_vector, several_vectors, tile, two_rows
 from selfplay_ray.inference.cpu.vectors import LANES, multiply_add
 
-RANKS = 4
+RANKS = 8
 """The rank of adapters is a multiple of this, where necessary with zeros."""
 
 CHUNK = math.lcm(DEEP, LANES)
@@ -52,7 +52,8 @@ class Scratch(NamedTuple):
         return cls(*(np.zeros((DEEP, WIDE * LANES), np.float32) for _ in range(2)))
 
 
-_ranks_of_vector = tile(RANKS, 1, turned=True)
+_ranks_of_one, _ranks_of_several = tile(RANKS, 1, turned=True), tile(RANKS, WIDE, turned=True)
+_more_of_one, _more_of_several = tile(DEEP, 1, turned=True), tile(DEEP, WIDE, turned=True)
 
 
 @inlined
@@ -64,29 +65,37 @@ def chunks(linear: np.ndarray) -> int:
 
 @inlined
 def reduce(
-    linear: np.ndarray, x: np.ndarray, panel: int, own: np.ndarray, z: np.ndarray, scratch: Scratch
+    linear: np.ndarray,
+    x: np.ndarray,
+    panels: tuple[int, int],
+    first: int,
+    own: np.ndarray,
+    z: np.ndarray,
+    scratch: Scratch,
 ) -> None:
-    """z [P, rank, lanes] = x A for a panel, zero where ``own`` [P, rank, lanes] is."""
-    rank, lanes = linear[RANK], x.shape[2]
-    a = matrix(linear[A], linear[IN], rank)
-    if lanes == LANES:
-        for first in range(0, rank, RANKS):
-            _ranks_of_vector(a, first, x, panel, scratch.more)
-            for number in range(RANKS):
-                for lane in range(LANES):
-                    z[panel, first + number, lane] = scratch.more[number, lane]
-    else:
-        for number in range(rank):
+    """RANKS of z [P, rank, lanes] = x A from the ``first``, for WIDE panels at most; zero where ``own``, of that shape,
+    is."""
+    lanes, sums = x.shape[2], scratch.sums
+    a = matrix(linear[A], linear[IN], linear[RANK])
+    if lanes < LANES:
+        for number in range(RANKS):
             for lane in range(lanes):
                 total = np.float32(0)
                 for place in range(linear[IN]):
-                    total = multiply_add(a[place, number], x[panel, place, lane], total)
-                z[panel, number, lane] = total
-    if own.shape[1] > 0:
-        for number in range(rank):
+                    total = multiply_add(a[place, first + number], x[0, place, lane], total)
+                sums[number, lane] = total
+    elif panels[1] - panels[0] == WIDE:
+        _ranks_of_several(a, first, x, panels[0], sums)
+    else:
+        _ranks_of_one(a, first, x, panels[0], sums)
+    for panel in range(panels[0], panels[1]):
+        for number in range(RANKS):
             for lane in range(lanes):
-                if own[panel, number, lane] == 0:  # not a product: infinity times zero would be no number
-                    z[panel, number, lane] = 0
+                value = sums[number, (panel - panels[0]) * LANES + lane]
+                # Not a product: infinity times zero would be no number.
+                if own.shape[1] > 0 and own[panel, first + number, lane] == 0:
+                    value = np.float32(0)
+                z[panel, first + number, lane] = value
 
 
 @inlined
@@ -113,22 +122,15 @@ def project(
                 if vectors == WIDE:
                     several_vectors(weights, first, x, panel, scratch.sums)
                 else:
-                    vectors = 1
                     one_vector(weights, first, x, panel, scratch.sums)
-                for vector in range(vectors):
-                    _finish(
-                        linear,
-                        scale,
-                        z,
-                        panel + vector,
-                        first,
-                        column,
-                        min(first + DEEP, stop),
-                        vector,
-                        add,
-                        y,
-                        scratch,
-                    )
+                if linear[RANK] > 0:
+                    b = matrix(linear[B], linear[RANK], linear[ROWS])
+                    if vectors == WIDE:
+                        _more_of_several(b, first, z, panel, scratch.more)
+                    else:
+                        _more_of_one(b, first, z, panel, scratch.more)
+                end = min(first + DEEP, stop)
+                _finish(linear, scale, (panel, panel + vectors), first, column, end, add, y, scratch)
                 panel += vectors
     else:
         for column in range(start, stop, LANES):
@@ -144,37 +146,28 @@ def project(
 def _finish(
     linear: np.ndarray,
     scale: np.float32,
-    z: np.ndarray,
-    panel: int,
+    panels: tuple[int, int],
     first: int,
     start: int,
     stop: int,
-    vector: int,
     add: bool,
     y: np.ndarray,
     scratch: Scratch,
 ) -> None:
     """Take the columns from ``start`` to ``stop`` of a tile's sums, the ``first`` of which is there."""
-    sums, more = scratch
-    begin = vector * LANES
-    if linear[BIAS] != 0:
-        bias = matrix(linear[BIAS], 1, linear[OUT])[0]
+    for panel in range(panels[0], panels[1]):
+        begin = (panel - panels[0]) * LANES
         for column in range(start, stop):
-            for lane in range(LANES):
-                sums[column - first, begin + lane] += bias[column]
-    if linear[RANK] != 0:
-        b = matrix(linear[B], linear[RANK], linear[ROWS])
-        for some in range(first, first + DEEP, RANKS):
-            _ranks_of_vector(b, some, z, panel, more)
-            for number in range(RANKS):
+            sums = scratch.sums[column - first, begin : begin + LANES]
+            if linear[BIAS] != 0:
+                bias = matrix(linear[BIAS], 1, linear[OUT])[0, column]
                 for lane in range(LANES):
-                    sums[some - first + number, begin + lane] += scale * more[number, lane]
-    for column in range(start, stop):
-        for lane in range(LANES):
-            if add:
-                y[panel, column, lane] += sums[column - first, begin + lane]
-            else:
-                y[panel, column, lane] = sums[column - first, begin + lane]
+                    sums[lane] += bias
+            if linear[RANK] > 0:
+                for lane in range(LANES):
+                    sums[lane] += scale * scratch.more[column - first, begin + lane]
+            for lane in range(LANES):
+                y[panel, column, lane] = y[panel, column, lane] + sums[lane] if add else sums[lane]
 
 
 @inlined
@@ -195,7 +188,7 @@ def _finish_narrow(
             value = scratch.sums[lane, column - first]
             if linear[BIAS] != 0:
                 value += matrix(linear[BIAS], 1, linear[OUT])[0, column]
-            if linear[RANK] != 0:
+            if linear[RANK] > 0:
                 b = matrix(linear[B], linear[RANK], linear[ROWS])
                 more = np.float32(0)
                 for number in range(linear[RANK]):
