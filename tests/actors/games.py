@@ -108,9 +108,12 @@ class IdleLearner:
         self.peers = peers
 
     def step(self, taken: int) -> StepMetrics | None:
+        done = False
         while (lease := ray.get(self.peers.queue.lease.remote(self.config.batch_size))) is None:
-            if ray.get(self.peers.arena.status.remote()).done:
+            if done:
                 return None
+            # What has come by then is looked for once more.
+            done = ray.get(self.peers.arena.status.remote()).done
             time.sleep(0.02)
         records, stale = fresh_records(lease.groups, self.version, 1_000_000)
         self.version += 1
