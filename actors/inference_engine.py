@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfplay_ray.actors.engine_metrics import report_stats
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.errors import UnavailableError
-from selfplay_ray.inference.engine import Engine, EngineStats
-from selfplay_ray.inference.requests import Generation, GenerationRequest
-from selfplay_ray.lora import LoRASettings
+from selfplay_ray.inference.requests import EngineStats, Generation, GenerationRequest
 from selfplay_ray.models import resolve_model
+
+if TYPE_CHECKING:
+    from selfplay_ray.inference.engine import Engine
 
 
 class InferenceEngine:
@@ -26,6 +28,9 @@ class InferenceEngine:
         self._has_weights = False
 
     async def connect(self, peers: Peers) -> None:
+        from selfplay_ray.inference.engine import Engine
+        from selfplay_ray.lora import LoRASettings
+
         config = self._config
         lora = LoRASettings(config.lora_rank, config.lora_scale, config.lora_layers)
         self._loaded = await asyncio.to_thread(

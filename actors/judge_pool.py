@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from selfplay_ray.actors.protocols import ActorContext, Peers
 from selfplay_ray.errors import UnavailableError
-from selfplay_ray.inference.client import EngineClient
-from selfplay_ray.inference.engine import Engine
 from selfplay_ray.models import resolve_model
 from selfplay_ray.types import Completion, ModelCall
+
+if TYPE_CHECKING:
+    from selfplay_ray.inference.client import EngineClient
+    from selfplay_ray.inference.engine import Engine
 
 
 class JudgePool:
@@ -31,6 +34,9 @@ class JudgePool:
         return True
 
     def _load(self) -> tuple[Engine, EngineClient]:
+        from selfplay_ray.inference.client import EngineClient
+        from selfplay_ray.inference.engine import Engine
+
         engine = Engine(resolve_model(self._config.model_path), max_batch_size=self._config.concurrency)
         return engine, EngineClient.for_engine(engine, self._config.max_tokens)
 

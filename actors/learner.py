@@ -14,7 +14,6 @@ from selfplay_ray.actors.protocols import ActorContext, ArenaStatus, Peers
 from selfplay_ray.actors.supervision import PULSE
 from selfplay_ray.errors import TrainingError, UnavailableError
 from selfplay_ray.inference.requests import EngineStats
-from selfplay_ray.lora import save_adapter
 from selfplay_ray.models import resolve_model
 from selfplay_ray.replay import Lease, fresh_records
 from selfplay_ray.runlog.folder import RunLog
@@ -29,7 +28,6 @@ from selfplay_ray.training.checkpoint_folder import (
     load_newest,
     prune,
 )
-from selfplay_ray.training.trainer import Trainer, TrainerSettings
 
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 0.5
@@ -55,6 +53,8 @@ class Learner:
         self._connected = False
 
     def connect(self, peers: Peers) -> None:
+        from selfplay_ray.training.trainer import Trainer, TrainerSettings
+
         config = self._config
         self._peers = peers
         with os_errors(self._log.adapters_dir):
@@ -187,7 +187,7 @@ class Learner:
         if (
             self._lora.rank and version
         ):  # a whole model at every step would fill the disk: checkpoints hold them
-            save_adapter(self._log.adapter_path(version), weights, self._lora, version)
+            self._trainer.save_adapter(self._log.adapter_path(version))
         ray.get(self._peers.broadcaster.publish.remote(weights, version))
 
     @property

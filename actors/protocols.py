@@ -4,6 +4,9 @@ Every class is made with an :class:`ActorContext` and then, when all actors stan
 :class:`Peers`: handles of all of them. Methods are called through Ray; those of a class with ``async`` methods
 run on one event loop, and none may wait for another actor's *episodes* inside a call (see
 ``selfplay_ray/scheduling/messages.py``).
+
+Who gets a handle loads the module of its class: one that runs a model imports what it runs it with in ``connect``, and
+the arena's process, the queue's and the broadcaster's are small and soon there.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ from selfplay_ray.actors.faults import root_cause
 from selfplay_ray.actors.protocols import ActorContext, Handle, Peers
 from selfplay_ray.actors.routing import EngineRouter, JudgeRouter
 from selfplay_ray.inference.balance import RetrySettings
-from selfplay_ray.inference.chat import ChatTokenizer
-from selfplay_ray.inference.client import EngineClient
 from selfplay_ray.models import resolve_model
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.scheduling.messages import Orders, Report
@@ -59,6 +57,9 @@ class RolloutWorker:
 
     def make_client(self, peers: Peers) -> ModelClient:
         """What answers the roles. Takes a second: it reads the tokenizer."""
+        from selfplay_ray.inference.chat import ChatTokenizer
+        from selfplay_ray.inference.client import EngineClient
+
         config = self._context.config
         chat = ChatTokenizer(resolve_model(config.model_path))
         router = EngineRouter(peers.engines, self._retry)

@@ -23,7 +23,6 @@ from selfplay_ray.runlog.display import Display, summary
 from selfplay_ray.runlog.folder import RunLog
 from selfplay_ray.runlog.metrics import MetricLogger, StepMetrics
 from selfplay_ray.runlog.wandb_logger import wandb_logger
-from selfplay_ray.training.resume import resume
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +59,8 @@ def train(
         if config.resume is None:
             log = RunLog.create(config.output_dir, config.name, task)
         else:
+            from selfplay_ray.training.resume import resume  # with MLX (see protocols.py)
+
             log, history = resume(config, config.resume)
     try:
         _run(arena, config, spec, log, history, live)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from selfplay_ray.errors import TrainingError
-from selfplay_ray.training.checkpoint import read_extra
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +78,10 @@ def prune(folder: Path, version: int, keep: int, best_metric: str) -> int:
 
 def _score(checkpoint: Path, metric: str) -> float | None:
     """Its step's ``metric``, the least there is where it had none; None where the checkpoint can't be read."""
+    from selfplay_ray.training.checkpoint import (
+        read_extra,
+    )  # with MLX, which who only looks for one doesn't need
+
     try:
         score: float | None = read_extra(checkpoint)[METRICS].get(metric)
     except TrainingError as error:
