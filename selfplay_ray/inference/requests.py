@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 
 from selfplay_ray.errors import InferenceError
@@ -45,6 +46,8 @@ class GenerationRequest:
     adapter: str | None = LIVE
 
     def __post_init__(self) -> None:
+        for name in ("prompt_token_ids", "stop_token_ids"):
+            object.__setattr__(self, name, self._tokens(name))
         if not self.prompt_token_ids:
             raise InferenceError(f"request {self.id} has an empty prompt")
         if self.max_tokens <= 0:
@@ -59,6 +62,16 @@ class GenerationRequest:
                 f"request {self.id} asks for {self.min_tokens} to {self.max_tokens} tokens and {self.top_logprobs} "
                 f"likeliest ones; none may be negative, nor the first above the second"
             )
+
+    def _tokens(self, name: str) -> tuple[int, ...]:
+        """A field that may have been given as a list or an array."""
+        tokens = getattr(self, name)
+        if isinstance(tokens, tuple):
+            return tokens
+        try:
+            return tuple(operator.index(token) for token in tokens)
+        except TypeError:
+            raise InferenceError(f"{name} of request {self.id} are token ids, not {tokens!r:.60}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,7 @@ async def test_two_event_loops_share_an_engine(tiny_engine: Engine) -> None:
     ("prompt", "max_tokens", "temperature", "sentence"),
     [
         ((), 4, 1.0, "request r has an empty prompt"),
+        ("Hello", 4, 1.0, "prompt_token_ids of request r are token ids, not 'Hello'"),
         (PROMPT, 0, 1.0, "request r asks for 0 tokens"),
         (PROMPT, 4, -1.0, "request r has temperature -1.0"),
         (PROMPT, 4, float("nan"), "request r has temperature nan"),
@@ -217,6 +218,15 @@ async def test_what_cannot_be_asked_is_refused_by_name(
 ) -> None:
     with pytest.raises(InferenceError, match=sentence):
         await tiny_engine.generate(request("r", prompt, max_tokens, temperature))
+
+
+async def test_a_prompt_may_be_any_sequence_of_token_ids(tiny_engine: Engine) -> None:
+    """A list that went as far as the decoder would end the engine of everybody."""
+    answers = [
+        await tiny_engine.generate(GenerationRequest("r", prompt, 4, 1.0, seed=7))  # type: ignore[arg-type]
+        for prompt in (PROMPT, list(PROMPT), np.array(PROMPT))
+    ]
+    assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids
 
 
 async def test_closing_fails_what_is_unfinished_and_what_comes_later(tiny: Path) -> None:
