@@ -14,6 +14,9 @@ Returned = TypeVar("Returned")
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """Other threads run beside it; a division by zero is infinite."""
 
+NOT_FROM_PYTHON = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""What only compiled functions call takes less time to compile."""
+
 
 class compiled(Generic[Given, Returned]):  # noqa: N801  a decorator
     """A function, compiled for what it is called with. Whoever calls it next takes what lies beside its file, or else
@@ -37,4 +40,4 @@ def inlined(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """A part of compiled functions; of ``options`` Numba tells."""
     if function is None:
         return partial(inlined, **options)
-    return numba.njit(**OPTIONS, **options)(function)
+    return numba.njit(**OPTIONS, **NOT_FROM_PYTHON, **options)(function)

@@ -115,8 +115,6 @@ def _norm(
 @inlined
 def _reduce(
     linears: np.ndarray,
-    first: int,
-    last: int,
     x: np.ndarray,
     space: Space,
     crew: Crew,
@@ -126,20 +124,19 @@ def _reduce(
     """What the adapters of some linear layers reduce x to, in ``space.z``."""
     parts, pieces = space.z.shape[2] // RANKS, -(-len(x) // WIDE)
     number = _take(crew, part)
-    while number < pieces * parts * (last - first + 1):
+    while number < pieces * parts * len(linears):
         which, some, piece = number // parts // pieces, number // pieces % parts * RANKS, number % pieces
-        if some < linears[first + which, RANK]:
+        if some < linears[which, RANK]:
             panels = piece * WIDE, min((piece + 1) * WIDE, len(x))
-            reduce(linears[first + which], x, panels, some, space.own, space.z[which], scratch)
+            reduce(linears[which], x, panels, some, space.own, space.z[which], scratch)
         number = _take(crew, part)
     _meet(crew, part)
 
 
 @inlined
 def _project(
-    linears: np.ndarray,
-    scales: np.ndarray,
-    which: int,
+    linear: np.ndarray,
+    scale: np.float32,
     x: np.ndarray,
     z: np.ndarray,
     add: bool,
@@ -149,11 +146,11 @@ def _project(
     scratch: Scratch,
 ) -> None:
     """A linear layer of x, added to y or in its place; others needn't have done theirs."""
-    count = chunks(linears[which])
+    count = chunks(linear)
     number = _take(crew, part)
     while number < count * -(-len(x) // TOGETHER):
         panels = number // count * TOGETHER, min((number // count + 1) * TOGETHER, len(x))
-        project(linears[which], scales[which], x, z, panels, number % count, add, y, scratch)
+        project(linear, scale, x, z, panels, number % count, add, y, scratch)
         number = _take(crew, part)
 
 
@@ -230,31 +227,32 @@ def run_layers(
     ``attention.Attention``."""
     for layer in range(len(weights.linears)):
         linears, scales = weights.linears[layer], weights.scales[layer]
-        norms, z, part = weights.norms[layer], space.z, layer * PARTS
+        norms, part = weights.norms[layer], layer * PARTS
+        h, x, attended, z = space.h, space.normed, space.attended, space.z
         adapted = z.shape[2] > 0
 
-        _norm(space.h, norms[0], weights.epsilons[0], space.normed, crew, part, scratch)
+        _norm(h, norms[0], weights.epsilons[0], x, crew, part, scratch)
         if adapted:
-            _reduce(linears, QUERY, VALUE, space.normed, space, crew, part + 1, scratch)
-        _project(linears, scales, QUERY, space.normed, z[0], False, space.query, crew, part + 2, scratch)
-        _project(linears, scales, KEY, space.normed, z[1], False, space.key, crew, part + 3, scratch)
-        _project(linears, scales, VALUE, space.normed, z[2], False, space.value, crew, part + 4, scratch)
+            _reduce(linears[QUERY : VALUE + 1], x, space, crew, part + 1, scratch)
+        _project(linears[QUERY], scales[QUERY], x, z[0], False, space.query, crew, part + 2, scratch)
+        _project(linears[KEY], scales[KEY], x, z[1], False, space.key, crew, part + 3, scratch)
+        _project(linears[VALUE], scales[VALUE], x, z[2], False, space.value, crew, part + 4, scratch)
         _meet(crew, part + 4)
 
         _keep(weights, layer, space, heads, rows, crew, part + 5)
         _attend(weights, layer, space, heads, rows, pieces, crew, part + 6, seeing)
         if adapted:
-            _reduce(linears, OUTPUT, OUTPUT, space.attended, space, crew, part + 7, scratch)
-        _project(linears, scales, OUTPUT, space.attended, z[0], True, space.h, crew, part + 8, scratch)
+            _reduce(linears[OUTPUT : OUTPUT + 1], attended, space, crew, part + 7, scratch)
+        _project(linears[OUTPUT], scales[OUTPUT], attended, z[0], True, h, crew, part + 8, scratch)
         _meet(crew, part + 8)
 
-        _norm(space.h, norms[1], weights.epsilons[0], space.normed, crew, part + 9, scratch)
+        _norm(h, norms[1], weights.epsilons[0], x, crew, part + 9, scratch)
         if adapted:
-            _reduce(linears, GATE, UP, space.normed, space, crew, part + 10, scratch)
+            _reduce(linears[GATE : UP + 1], x, space, crew, part + 10, scratch)
         _gate(linears, scales, space, crew, part + 11, scratch)
         if adapted:
-            _reduce(linears, DOWN, DOWN, space.gate, space, crew, part + 12, scratch)
-        _project(linears, scales, DOWN, space.gate, z[0], True, space.h, crew, part + 13, scratch)
+            _reduce(linears[DOWN : DOWN + 1], space.gate, space, crew, part + 12, scratch)
+        _project(linears[DOWN], scales[DOWN], space.gate, z[0], True, h, crew, part + 13, scratch)
         _meet(crew, part + 13)
 
 
