@@ -41,7 +41,6 @@ from selfplay_ray.inference.requests import Generation, GenerationRequest
 from selfplay_ray.replay import Lease
 from selfplay_ray.runtime import ModelClient
 from selfplay_ray.scheduling.coordinator import CreditedGroup
-from selfplay_ray.training import checkpoint
 from selfplay_ray.types import Completion, GenerateResult, ModelCall, RolloutGroup
 
 POINTS = (
@@ -181,6 +180,8 @@ class DyingBroadcaster(WeightBroadcaster):
 
 class DyingLearner(Learner):
     def __init__(self, context: ActorContext) -> None:
+        from selfplay_ray.training import checkpoint  # not in the processes of all who have a handle
+
         super().__init__(context)
         put_in_place = checkpoint._put_in_place
 
