@@ -38,11 +38,11 @@ def trained(tiny, **settings) -> Trainer:
 
 
 def gradient(trainer: Trainer, records, forward: Forward):
-    """The plan, the gradients, and the least peak of a few: when MLX's thread comes to free what it no longer needs
+    """The plan, the gradients, and the least peak of ten: when MLX's thread comes to free what it no longer needs
     depends on what else runs."""
     plan = plan_step(records, 10_000, 50, shared=forward.shared)
     peaks = []
-    for _ in range(3):
+    for _ in range(10):
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
