@@ -1,4 +1,4 @@
-"""The forward pass and the draw of a batch: by MLX, or on a CPU, for the models it knows, by NumPy."""
+"""The forward pass and the draw of a batch: by MLX, or on a CPU, for the models it knows, compiled and by NumPy."""
 
 from __future__ import annotations
 
@@ -98,9 +98,10 @@ def forward_of(model: nn.Module) -> Forward:
     """The fastest way there is here to run ``model``."""
     if mx.default_device() != mx.Device(mx.cpu):
         return MLXForward(model)
+    from selfplay_ray.inference.cpu.compiled import COMPILES
     from selfplay_ray.inference.cpu.llama import accepts
 
-    return CompiledForward(model) if accepts(model) else MLXForward(model)
+    return CompiledForward(model) if COMPILES and accepts(model) else MLXForward(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +220,12 @@ class CompiledForward:
     lazy = pads = False
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self.cores = model, Cores(allowed())
+        self._model, self.cores = model, Cores(1)
         self.take_weights()
-        # Now, so that no request waits for the compiler.
+        # Now, so that no request waits for the compiler; and by one thread, for which no other waits if it fails.
         self._llama.logits(self._run([[0]], BatchKV.of(self.new_caches())))
+        self.cores = Cores(allowed())
+        self.take_weights()
 
     def take_weights(self) -> None:
         from selfplay_ray.inference.cpu.llama import CompiledLlama

@@ -213,10 +213,16 @@ def attend(
         for number in range(several):
             own = held + (some + number) // every + 1
             seeing.sums[number] = _weigh(seeing.scores[number, :own])
-            seeing.scores[number, own:seen] = 0
         seeing.mixed[:] = 0
+        by_all = held + some // every + 1
         _mix(seeing.scores, heads.values[source, layer, head], 0, common, seeing.mixed)
-        _mix(seeing.scores, values, common, seen, seeing.mixed)
+        _mix(seeing.scores, values, common, by_all, seeing.mixed)
+        for number in range(several):  # not by weights of 0: infinity times zero would be no number
+            for position in range(by_all, held + (some + number) // every + 1):
+                weight = seeing.scores[number, position]
+                for place in range(width):
+                    value = values[position, place]
+                    seeing.mixed[number, place] = multiply_add(weight, value, seeing.mixed[number, place])
         for number in range(several):
             token, of_head = first + (some + number) // every, head * every + (some + number) % every
             for place in range(width):

@@ -6,9 +6,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from queue import SimpleQueue
 
 import numpy as np
@@ -63,8 +64,9 @@ class Cores:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._inboxes: list[SimpleQueue[Task | None]] = [SimpleQueue() for _ in range(count - 1)]
-        self._done: SimpleQueue[Outcome] = SimpleQueue()
+        self._inboxes: list[SimpleQueue[tuple[Task, _Call] | None]] = [
+            SimpleQueue() for _ in range(count - 1)
+        ]
         self._kept: dict[Hashable, float] = {}
         for number, inbox in enumerate(self._inboxes, start=1):
             threading.Thread(target=self._obey, args=(inbox,), name=f"core-{number}", daemon=True).start()
@@ -76,57 +78,67 @@ class Cores:
                 work(ALL)
             return
         kept = self._kept.get(kind, 1 / self.count)
+        bounds = [kept + (1 - kept) * number / len(self._inboxes) for number in range(self.count)]
+        shares = [Share(0.0, kept), *(Share(*pair) for pair in pairwise(bounds))]
         started = time.perf_counter()
-        for number, inbox in enumerate(self._inboxes):
-            start, stop = (kept + (1 - kept) * bound / len(self._inboxes) for bound in (number, number + 1))
-            inbox.put(partial(work, Share(start, stop)))
-        try:
-            with np.errstate(all="ignore"):
-                work(Share(0.0, kept))
-        finally:
-            ended = time.perf_counter()
-            outcomes = [self._done.get() for _ in self._inboxes]
-        late = (max(when for when, _ in outcomes) - ended + MARGIN) / (ended - started)
+        ended, last = self._call([partial(work, share) for share in shares], lambda: None)
+        late = (last - ended + MARGIN) / (ended - started)
         least, most = WITHIN
         if kind is not None:
             self._kept[kind] = min(most, max(least, kept + GAIN * max(-1.0, min(late, 1.0))))
-        for _, error in outcomes:
-            if error is not None:
-                raise error
 
-    def together(self, work: Callable[[int], object]) -> None:
-        """Call ``work`` in every thread, with the thread's number; raises what one raises. Not after ``close``."""
-        for number, inbox in enumerate(self._inboxes, start=1):
-            inbox.put(partial(work, number))
+    def together(self, work: Callable[[int], object], give_up: Task) -> None:
+        """Call ``work`` in every thread, with the thread's number; raises what one raises, once it has called
+        ``give_up``, upon which no other may wait for that one. Not after ``close``."""
+        self._call([partial(work, number) for number in range(self.count)], give_up)
+
+    def _call(self, tasks: Sequence[Task], give_up: Task) -> tuple[float, float]:
+        """Call each task in its thread; when the first and the last of the others ended."""
+        call, asked = _Call(give_up), 0
         try:
-            work(0)
+            for inbox, task in zip(self._inboxes, tasks[1:], strict=True):
+                inbox.put((task, call))
+                asked += 1
+            with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
+                tasks[0]()
+        except BaseException:
+            give_up()
+            raise
         finally:
-            outcomes = [self._done.get() for _ in self._inboxes]
+            ended = time.perf_counter()
+            outcomes = [call.outcomes.get() for _ in range(asked)]
         for _, error in outcomes:
             if error is not None:
                 raise error
+        return ended, max((when for when, _ in outcomes), default=ended)
 
     def close(self) -> None:
         """End the threads."""
         for inbox in self._inboxes:
             inbox.put(None)
 
-    def _obey(self, inbox: SimpleQueue[Task | None]) -> None:
-        with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
-            while (task := inbox.get()) is not None:
-                with _Told(self._done):
+    def _obey(self, inbox: SimpleQueue[tuple[Task, _Call] | None]) -> None:
+        with np.errstate(all="ignore"):
+            while (order := inbox.get()) is not None:
+                task, call = order
+                with call:
                     task()
+                del order, task, call  # and the memory that they hold
 
 
-class _Told:
-    """Tells when and how a piece of work has ended; an error is raised by who handed the work over."""
+class _Call:
+    """Takes down when and how each piece of work has ended, for who handed it over and raises what it raised. Of one
+    call of :class:`Cores` only: one that is interrupted leaves nothing for the next."""
 
-    def __init__(self, done: SimpleQueue[Outcome]) -> None:
-        self._done = done
+    def __init__(self, give_up: Task) -> None:
+        self.outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._give_up = give_up
 
     def __enter__(self) -> None:
         """Nothing to tell yet."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> bool:
-        self._done.put((time.perf_counter(), error))
+        if error is not None:
+            self._give_up()
+        self.outcomes.put((time.perf_counter(), error))
         return True

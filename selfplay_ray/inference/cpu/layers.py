@@ -60,14 +60,18 @@ class Space(NamedTuple):
 
 
 class Crew(NamedTuple):
-    """How many threads there are, and the ``counters`` they share, int64 zeros[layers · PARTS · 2 · APART]."""
+    """How many threads there are, and the ``counters`` they share, int64 zeros[(layers · PARTS · 2 + 1) · APART]."""
 
     threads: int
     counters: np.ndarray
 
     @classmethod
     def of(cls, threads: int, layers: int) -> Self:
-        return cls(threads, np.zeros(layers * PARTS * 2 * APART, np.int64))
+        return cls(threads, np.zeros((layers * PARTS * 2 + 1) * APART, np.int64))
+
+    def give_up(self) -> None:
+        """Let nobody wait any more; what they compute is of no use."""
+        self.counters[-1] = 1
 
 
 @inlined

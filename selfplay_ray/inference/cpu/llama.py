@@ -69,13 +69,12 @@ class CompiledLlama:
             own = np.repeat(own, counts, axis=0)
         space = self._space(self._embedding[np.concatenate(tokens)], rank, own)
         crew = Crew.of(self._cores.count, self.depth)
-        # Here, since who waits for a thread that found no memory would wait forever.
         own_room = [(Scratch.new(), Seeing.new(self.width, kv.keys.shape[3])) for _ in range(crew.threads)]
 
         def work(thread: int) -> None:
             run_layers(self._weights, space, heads, *attention, crew, *own_room[thread])
 
-        self._cores.together(work)
+        self._cores.together(work, crew.give_up)
         kv.lengths = kv.lengths + counts
         lasts, lanes = np.array([*accumulate(counts)]) - 1, space.h.shape[2]
         return self._normed(space.h[lasts // lanes, :, lasts % lanes])
@@ -92,7 +91,7 @@ class CompiledLlama:
         def work(_thread: int) -> None:
             run_head(self._head.table[0], x, self._in_panels, logits, crew, Scratch.new())
 
-        self._cores.together(work)
+        self._cores.together(work, crew.give_up)
         return logits
 
     def _space(self, embedded: np.ndarray, rank: int, own: np.ndarray | None) -> Space:
@@ -120,7 +119,8 @@ class CompiledLlama:
     def _normed(self, x: np.ndarray) -> np.ndarray:
         weight, epsilon = self._norm
         with np.errstate(all="ignore"):  # which numbers overflow is for who looks at the result
-            mean = np.einsum("bi,bi->b", x, x) / np.float32(x.shape[1])
+            x = np.ascontiguousarray(x)  # or how a row is summed up would depend on how many there are
+            mean = (x * x).sum(axis=1) / np.float32(x.shape[1])
             normed: np.ndarray = x * (1 / np.sqrt(mean + epsilon))[:, None] * weight
         return normed
 

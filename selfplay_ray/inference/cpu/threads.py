@@ -61,11 +61,11 @@ def taken(counters: np.ndarray, place: int) -> int:
 
 @inlined
 def wait(counters: np.ndarray, place: int, threads: int) -> None:
-    """Go on when all threads are here; each counter serves once. They look for each other all the time, but leave the
-    core to others if it takes long."""
+    """Go on when all threads are here, or one of them has given up and set the last counter; each counter serves once.
+    They look for each other all the time, but leave the core to others if it takes long."""
     _add(counters, place, 1)
     spins = 0
-    while _read(counters, place) < threads:
+    while _read(counters, place) < threads and _read(counters, len(counters) - 1) == 0:
         spins += 1
         if spins > SPINS:
             _yield_core()

@@ -1,4 +1,4 @@
-"""Threads for the tests of the forward pass in NumPy."""
+"""Threads for the tests of the compiled forward pass."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 from hypothesis import given
@@ -93,19 +94,48 @@ def test_all_threads_are_called_together(cores: Cores) -> None:
         barrier.wait(10)
         done.append(number)
 
-    cores.together(work)
+    cores.together(work, never)
     assert sorted(done) == [0, 1, 2]
 
 
+def never() -> None:
+    raise AssertionError("nobody has failed")
+
+
 @pytest.mark.parametrize("who", [0, 2])
-def test_what_one_of_them_raises_is_raised(who: int, cores: Cores) -> None:
+def test_what_one_of_them_raises_is_raised_and_no_other_waits_for_it(who: int, cores: Cores) -> None:
+    given_up = threading.Event()
+
     def work(number: int) -> None:
         if number == who:
             raise ValueError("no")
+        assert given_up.wait(10)
 
     with pytest.raises(ValueError, match="no"):
-        cores.together(work)
-    cores.together(lambda number: None)
+        cores.together(work, given_up.set)
+    cores.together(lambda number: None, never)
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next(
+    cores: Cores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, given_up, ended = threading.Event(), threading.Event(), []
+
+    def slow(number: int) -> None:
+        assert number == 0 or may_end.wait(10)
+
+    class Interrupted(SimpleQueue):  # type: ignore[type-arg]
+        def get(self) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selfplay_ray.inference.cpu.cores.SimpleQueue", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cores.together(slow, given_up.set)
+
+    may_end.set()
+    cores.together(ended.append, never)
+    assert sorted(ended) == [0, 1, 2]
 
 
 def test_as_many_threads_as_a_blas_is_told_to_take(monkeypatch: pytest.MonkeyPatch) -> None:

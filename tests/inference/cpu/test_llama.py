@@ -1,10 +1,11 @@
-"""NumPy's forward pass is mlx-lm's, for every kind of model it accepts, and a row's is its own in any crowd."""
+"""The compiled forward pass is mlx-lm's, for every kind of model it accepts, and a row's is its own in any crowd."""
 
 from __future__ import annotations
 
 import selfplay_ray  # noqa: F401  OpenBLAS goes in front before anything imports mlx
 
 # isort: split
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import quantize_model
 
 from selfplay_ray.inference.adapters import Adapters
+from selfplay_ray.inference.cpu import llama as llama_on_cpu
 from selfplay_ray.inference.cpu.attention import ROTATIONS
 from selfplay_ray.inference.cpu.cores import Cores
 from selfplay_ray.inference.cpu.kv_cache import BatchKV, SequenceKV
@@ -49,6 +51,7 @@ KINDS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "llama, one query head a key head": (llama, {"model_type": "llama", "num_key_value_heads": 4}),
     "llama, other heads": (llama, {"model_type": "llama", "head_dim": 32}),
     "llama, widths of no 16": (llama, {"model_type": "llama", "hidden_size": 72, "intermediate_size": 90}),
+    "llama, smaller than any tile": (llama, {"model_type": "llama", "intermediate_size": 7, "vocab_size": 5}),
     "llama 3's rope": (llama, {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3}),
     "positions scaled": (llama, {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}),
     "qwen2": (qwen2, {"model_type": "qwen2", "rope_theta": 1e6}),
@@ -62,6 +65,9 @@ KINDS: dict[str, tuple[ModuleType, dict[str, Any]]] = {
 def made(module: ModuleType, config: dict[str, Any]) -> nn.Module:
     """A model of random weights, biases and norms too."""
     model: nn.Module = module.Model(module.ModelArgs.from_dict({**SIZES, **config}))
+    for layer in model.layers:
+        if "q_norm" in layer.self_attn:
+            layer.self_attn.q_norm.eps = layer.self_attn.k_norm.eps = 0.1  # not that of the other norms
     rng = np.random.default_rng(0)
     weights = [
         (name, mx.array(rng.standard_normal(array.shape, dtype=np.float32) / np.sqrt(array.shape[-1])))
@@ -95,7 +101,7 @@ def texts(rows: int, length: int) -> np.ndarray:
 def test_it_computes_what_mlx_lm_does(kind: str, cores: Cores) -> None:
     model = made(*KINDS[kind])
     assert accepts(model)
-    ours, tokens = CompiledLlama(model, cores), texts(5, 70)
+    ours, tokens = CompiledLlama(model, cores), texts(5, 70) % model.args.vocab_size
     wanted = np.stack([by_mlx(model, row) for row in tokens])
     kv, at = empty(ours, 5), 0
     for count in (1, 50, 12, 1, 1, 5):  # more than one at once, across the room there is, one, and more again
@@ -163,6 +169,56 @@ def test_however_a_row_is_run_it_is_the_same_to_the_last_bit(kind: str, cores: C
                 at += count
             assert (model_.logits(last)[0] == wanted).all()
     alone.close()
+
+
+def test_also_a_wide_row_is_the_same_in_company() -> None:
+    sizes = {"hidden_size": 12288, "head_dim": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = made(llama, {"model_type": "llama", "num_hidden_layers": 1, "intermediate_size": 7, **sizes})
+    ours, tokens = CompiledLlama(model, Cores(1)), texts(12, 2)
+    together = ours.run(tokens.tolist(), empty(ours, 12))
+    for row, state in enumerate(together):
+        assert (ours.run(tokens[row : row + 1].tolist(), empty(ours, 1))[0] == state).all()
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_what_a_token_overflows_to_reaches_none_before_it(key_heads: int, cores: Cores) -> None:
+    """Another sequence may go on from there."""
+    model = made(llama, {"model_type": "llama", "num_key_value_heads": key_heads})
+    embedding = np.array(model.model.embed_tokens.weight)
+    embedding[7] = np.inf
+    model.model.embed_tokens.weight = mx.array(embedding)
+    ours, tokens = CompiledLlama(model, cores), np.arange(20, 43)[None]
+    kept = []
+    for last in (8, 7):
+        kv = empty(ours, 1)
+        ours.run(np.append(tokens, [[last]], axis=1).tolist(), kv)
+        kept.append(kv.extract(0))
+    fine, overflown = (kv.keys[..., :23, :] for kv in kept)
+    assert (fine == overflown).all()
+    assert np.isnan(kept[1].keys[1:, :, 23]).all()
+
+
+@pytest.mark.parametrize("name", ["core-1", "MainThread"])
+def test_a_thread_that_fails_is_waited_for_by_none(
+    name: str, cores: Cores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, tokens, run_layers = (
+        CompiledLlama(made(*KINDS["llama"]), cores),
+        texts(3, 40),
+        llama_on_cpu.run_layers,
+    )
+    wanted = ours.run(tokens.tolist(), empty(ours, 3)).copy()
+
+    def failing(*given: Any) -> None:
+        if threading.current_thread().name == name:
+            raise OSError("nothing can be read from there")
+        run_layers(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_on_cpu, "run_layers", failing)
+        with pytest.raises(OSError, match="nothing can be read"):
+            ours.run(tokens.tolist(), empty(ours, 3))
+    assert (ours.run(tokens.tolist(), empty(ours, 3)) == wanted).all()
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama, one query head a key head"])
