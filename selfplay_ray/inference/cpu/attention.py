@@ -1,9 +1,10 @@
 """Attention over keys and values that lie row by row, of any number of tokens a row.
 
 softmax(Q Kᵀ / √d) V (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), n queries to a key head (Ainslie et al. 2023,
-arXiv:2305.13245), turned to their positions. Every number is summed up position by position: the same to the last bit,
-whoever is beside it, and whether a token comes alone or with others of its row. So what rows have in common may be
-read from one of them, where it stays in the core's cache for the others (Juravsky et al. 2024, arXiv:2402.05099).
+arXiv:2305.13245), turned to their positions. Every number is summed up in an order that depends on nothing but the
+token's position: the same to the last bit, whoever is beside it, and whether a token comes alone or with others of its
+row. So what rows have in common may be read from one of them, where it stays in the core's cache for the others
+(Juravsky et al. 2024, arXiv:2402.05099).
 """
 
 from __future__ import annotations

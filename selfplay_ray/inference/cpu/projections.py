@@ -42,7 +42,8 @@ def matrix(address: int, rows: int, columns: int) -> np.ndarray:
 
 
 class Scratch(NamedTuple):
-    """What a thread computes with: ``sums`` [DEEP, WIDE · LANES], ``more`` of the same shape."""
+    """What a thread computes with: ``sums`` [DEEP, WIDE · LANES] of a tile, and ``more`` of that shape for what is
+    added to them, or for a norm's."""
 
     sums: np.ndarray
     more: np.ndarray
