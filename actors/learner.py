@@ -182,12 +182,14 @@ class Learner:
     def _publish(self) -> None:
         if self._taken_again:
             return
+        from selfplay_ray.lora import save_adapter
+
         weights, version = self._trainer.adapter(), self._trainer.version
         self._published = version
         if (
             self._lora.rank and version
         ):  # a whole model at every step would fill the disk: checkpoints hold them
-            self._trainer.save_adapter(self._log.adapter_path(version))
+            save_adapter(self._log.adapter_path(version), weights, self._lora, version)
         ray.get(self._peers.broadcaster.publish.remote(weights, version))
 
     @property

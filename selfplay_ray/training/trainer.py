@@ -25,7 +25,6 @@ from selfplay_ray.lora import (
     attach_lora,
     check_adapter,
     read_adapter,
-    save_adapter,
     write_adapter,
 )
 from selfplay_ray.loss_settings import LossSettings
@@ -191,14 +190,6 @@ class Trainer:
             logprobs = self.forward(self.model, batch, gradient=False).logprobs
             mx.eval(logprobs)
         return logprobs
-
-    def save_adapter(self, path: Path) -> None:
-        """Write the adapter as it is now, atomically.
-
-        Raises:
-            AdapterError: it can't be written; the one before is untouched.
-        """
-        save_adapter(path, self.adapter(), self.settings.lora, self._version)
 
     def save(self, path: Path, extra: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint to the folder ``path``, atomically; ``extra`` is JSON to keep beside it.
