@@ -9,7 +9,6 @@ row. So what rows have in common may be read from one of them, where it stays in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import mlx.core as mx
@@ -59,10 +58,9 @@ class Attention(NamedTuple):
     pieces: np.ndarray
 
     @classmethod
-    def of(cls, kv: BatchKV, counts: Sequence[int]) -> Self:
-        """Of rows that go on with ``counts`` tokens each, which lie beside each other, row by row."""
+    def of(cls, kv: BatchKV, counts: np.ndarray, firsts: np.ndarray) -> Self:
+        """Of rows that go on with ``counts`` tokens each, which lie beside each other from each row's first."""
         sources, common = kv.beginnings()
-        firsts = np.cumsum(counts) - counts
         rows = np.stack([kv.slots, kv.lengths, firsts, counts, sources, common], axis=1)
         # Who reads the same follow each other.
         pieces = [

@@ -13,7 +13,17 @@ import numpy as np
 from selfplay_ray.inference.cpu.attend import Heads, Seeing, attend, keep
 from selfplay_ray.inference.cpu.compiled import compiled, inlined
 from selfplay_ray.inference.cpu.exp import exp
-from selfplay_ray.inference.cpu.projections import CHUNK, OUT, RANK, RANKS, Scratch, chunks, project, reduce
+from selfplay_ray.inference.cpu.projections import (
+    CHUNK,
+    OUT,
+    RANK,
+    RANKS,
+    Reduced,
+    Scratch,
+    chunks,
+    project,
+    reduce,
+)
 from selfplay_ray.inference.cpu.threads import taken, wait
 from selfplay_ray.inference.cpu.tiles import WIDE
 
@@ -44,8 +54,8 @@ class Weights(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Activations, in panels. ``own`` [P, rank, lanes] is 1 in the part of the joined rank that is a token's own, or
-    has rank 0; ``z`` are as many panels three times."""
+    """Activations, in panels, and what adapters ``reduced`` them to for as many linear layers as there are side by
+    side."""
 
     h: np.ndarray
     normed: np.ndarray
@@ -55,8 +65,7 @@ class Space(NamedTuple):
     attended: np.ndarray
     gate: np.ndarray
     up: np.ndarray
-    z: np.ndarray
-    own: np.ndarray
+    reduced: tuple[Reduced, Reduced, Reduced]
 
 
 class Crew(NamedTuple):
@@ -125,14 +134,14 @@ def _reduce(
     part: int,
     scratch: Scratch,
 ) -> None:
-    """What the adapters of some linear layers reduce x to, in ``space.z``."""
-    parts, pieces = space.z.shape[2] // RANKS, -(-len(x) // WIDE)
+    """What the adapters of some linear layers reduce x to, in ``space.reduced``."""
+    parts, pieces = space.reduced[0].z.shape[1] // RANKS, -(-len(x) // WIDE)
     number = _take(crew, part)
     while number < pieces * parts * len(linears):
         which, some, piece = number // parts // pieces, number // pieces % parts * RANKS, number % pieces
         if some < linears[which, RANK]:
             panels = piece * WIDE, min((piece + 1) * WIDE, len(x))
-            reduce(linears[which], x, panels, some, space.own, space.z[which], scratch)
+            reduce(linears[which], x, panels, some, space.reduced[which], scratch)
         number = _take(crew, part)
     _meet(crew, part)
 
@@ -142,7 +151,7 @@ def _project(
     linear: np.ndarray,
     scale: np.float32,
     x: np.ndarray,
-    z: np.ndarray,
+    reduced: Reduced,
     add: bool,
     y: np.ndarray,
     crew: Crew,
@@ -154,7 +163,7 @@ def _project(
     number = _take(crew, part)
     while number < count * -(-len(x) // TOGETHER):
         panels = number // count * TOGETHER, min((number // count + 1) * TOGETHER, len(x))
-        project(linear, scale, x, z, panels, number % count, add, y, scratch)
+        project(linear, scale, x, reduced, panels, number % count, add, y, scratch)
         number = _take(crew, part)
 
 
@@ -168,8 +177,8 @@ def _gate(
     while number < count * -(-len(x) // TOGETHER):
         panels = number // count * TOGETHER, min((number // count + 1) * TOGETHER, len(x))
         chunk = number % count
-        project(linears[GATE], scales[GATE], x, space.z[0], panels, chunk, False, space.gate, scratch)
-        project(linears[UP], scales[UP], x, space.z[1], panels, chunk, False, space.up, scratch)
+        project(linears[GATE], scales[GATE], x, space.reduced[0], panels, chunk, False, space.gate, scratch)
+        project(linears[UP], scales[UP], x, space.reduced[1], panels, chunk, False, space.up, scratch)
         for panel in range(panels[0], panels[1]):
             for column in range(chunk * CHUNK, min((chunk + 1) * CHUNK, linears[GATE, OUT])):
                 for lane in range(lanes):
@@ -232,22 +241,22 @@ def run_layers(
     for layer in range(len(weights.linears)):
         linears, scales = weights.linears[layer], weights.scales[layer]
         norms, part = weights.norms[layer], layer * PARTS
-        h, x, attended, z = space.h, space.normed, space.attended, space.z
-        adapted = z.shape[2] > 0
+        h, x, attended, reduced = space.h, space.normed, space.attended, space.reduced
+        adapted = reduced[0].z.shape[1] > 0
 
         _norm(h, norms[0], weights.epsilons[0], x, crew, part, scratch)
         if adapted:
             _reduce(linears[QUERY : VALUE + 1], x, space, crew, part + 1, scratch)
-        _project(linears[QUERY], scales[QUERY], x, z[0], False, space.query, crew, part + 2, scratch)
-        _project(linears[KEY], scales[KEY], x, z[1], False, space.key, crew, part + 3, scratch)
-        _project(linears[VALUE], scales[VALUE], x, z[2], False, space.value, crew, part + 4, scratch)
+        _project(linears[QUERY], scales[QUERY], x, reduced[0], False, space.query, crew, part + 2, scratch)
+        _project(linears[KEY], scales[KEY], x, reduced[1], False, space.key, crew, part + 3, scratch)
+        _project(linears[VALUE], scales[VALUE], x, reduced[2], False, space.value, crew, part + 4, scratch)
         _meet(crew, part + 4)
 
         _keep(weights, layer, space, heads, rows, crew, part + 5)
         _attend(weights, layer, space, heads, rows, pieces, crew, part + 6, seeing)
         if adapted:
             _reduce(linears[OUTPUT : OUTPUT + 1], attended, space, crew, part + 7, scratch)
-        _project(linears[OUTPUT], scales[OUTPUT], attended, z[0], True, h, crew, part + 8, scratch)
+        _project(linears[OUTPUT], scales[OUTPUT], attended, reduced[0], True, h, crew, part + 8, scratch)
         _meet(crew, part + 8)
 
         _norm(h, norms[1], weights.epsilons[0], x, crew, part + 9, scratch)
@@ -256,17 +265,22 @@ def run_layers(
         _gate(linears, scales, space, crew, part + 11, scratch)
         if adapted:
             _reduce(linears[DOWN : DOWN + 1], space.gate, space, crew, part + 12, scratch)
-        _project(linears[DOWN], scales[DOWN], space.gate, z[0], True, h, crew, part + 13, scratch)
+        _project(linears[DOWN], scales[DOWN], space.gate, reduced[0], True, h, crew, part + 13, scratch)
         _meet(crew, part + 13)
 
 
 @compiled
 def run_head(
-    linear: np.ndarray, x: np.ndarray, y: np.ndarray, rows: np.ndarray, crew: Crew, scratch: Scratch
+    linear: np.ndarray,
+    x: np.ndarray,
+    nothing: Reduced,
+    y: np.ndarray,
+    rows: np.ndarray,
+    crew: Crew,
+    scratch: Scratch,
 ) -> None:
-    """A linear layer of x [P, in, lanes], in y [P, out, lanes] and as ``rows`` [N, out]."""
+    """A linear layer of x [P, in, lanes] without adapters, in y [P, out, lanes] and as ``rows`` [N, out]."""
     count, lanes = chunks(linear), x.shape[2]
-    nothing = np.zeros((0, 0, 0), np.float32)
     number = _take(crew, 0)
     while number < count * -(-len(x) // TOGETHER):
         panels = number // count * TOGETHER, min((number // count + 1) * TOGETHER, len(x))

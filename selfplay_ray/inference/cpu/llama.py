@@ -7,7 +7,6 @@ h += down(silu(gate n(h)) · up n(h)), n being an RMS norm. It uses the weights 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +21,7 @@ from selfplay_ray.inference.cpu.kv_cache import BatchKV
 from selfplay_ray.inference.cpu.layers import Crew, Space, Weights, run_head, run_layers
 from selfplay_ray.inference.cpu.linears import Linears
 from selfplay_ray.inference.cpu.panels import in_panels
-from selfplay_ray.inference.cpu.projections import OUT, Scratch
+from selfplay_ray.inference.cpu.projections import OUT, Reduced, Scratch
 
 ALIKE = {"mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.models.qwen3"}
 """Where mlx-lm's ``Model`` is what this computes."""
@@ -58,16 +57,22 @@ class CompiledLlama:
     def run(self, tokens: Sequence[Sequence[int]] | np.ndarray, kv: BatchKV) -> np.ndarray:
         """The last hidden states, float32[B, hidden], of rows that go on with any number of ``tokens``, at least one;
         ``kv`` grows."""
-        counts = [len(row) for row in tokens]
-        kv.reserve(np.array(counts))
-        attention = Attention.of(kv, counts)
-        self._rotations.reach(int((kv.lengths + counts).max()))
-        heads = Heads(kv.keys, kv.values, self._rotations.cosines, self._rotations.sines)
+        counts = np.array([len(row) for row in tokens])
+        kv.reserve(counts)
         rank = self._linears.select()
         own = self._linears.own(rank)
-        if own is not None:
-            own = np.repeat(own, counts, axis=0)
-        space = self._space(self._embedding[np.concatenate(tokens)], rank, own)
+        order = np.arange(len(counts))
+        if own is not None:  # who has the same adapter lie in the same panels
+            order = np.argsort((own * np.arange(1, rank + 1)).max(axis=1), kind="stable")
+            own = np.repeat(own[order], counts[order], axis=0)
+        ends = np.empty_like(counts)
+        ends[order] = np.cumsum(counts[order])
+        attention = Attention.of(kv, counts, ends - counts)
+        self._rotations.reach(int((kv.lengths + counts).max()))
+        heads = Heads(kv.keys, kv.values, self._rotations.cosines, self._rotations.sines)
+        space = self._space(
+            self._embedding[np.concatenate([tokens[row] for row in order.tolist()])], rank, own
+        )
         crew = Crew.of(self._cores.count, self.depth)
         own_room = [(Scratch.new(), Seeing.new(self.width, kv.keys.shape[3])) for _ in range(crew.threads)]
 
@@ -76,7 +81,7 @@ class CompiledLlama:
 
         self._cores.together(work, crew.give_up)
         kv.lengths = kv.lengths + counts
-        lasts, lanes = np.array([*accumulate(counts)]) - 1, space.h.shape[2]
+        lasts, lanes = ends - 1, space.h.shape[2]
         return self._normed(space.h[lasts // lanes, :, lasts % lanes])
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
@@ -87,9 +92,10 @@ class CompiledLlama:
             self._logits = np.zeros((count, width), np.float32)
             self._in_panels = np.zeros((panels, width, lanes), np.float32)
         logits, crew = self._logits[:count], Crew.of(self._cores.count, 1)
+        nothing = Reduced.new(panels, lanes, 0, None)
 
         def work(_thread: int) -> None:
-            run_head(self._head.table[0], x, self._in_panels, logits, crew, Scratch.new())
+            run_head(self._head.table[0], x, nothing, self._in_panels, logits, crew, Scratch.new())
 
         self._cores.together(work, crew.give_up)
         return logits
@@ -98,9 +104,13 @@ class CompiledLlama:
         """Where tokens [N, hidden] are worked on."""
         h = in_panels(embedded)
         panels, _, lanes = h.shape
+        parts = None if own is None else in_panels(own)
 
         def room(width: int) -> np.ndarray:
             return np.zeros((panels, width, lanes), np.float32)
+
+        def reduced() -> Reduced:
+            return Reduced.new(panels, lanes, rank, parts)
 
         query, key, value, _, gate, up, _ = (int(width) for width in self._linears.table[:7, OUT])
         return Space(
@@ -112,8 +122,7 @@ class CompiledLlama:
             attended=room(query),
             gate=room(gate),
             up=room(up),
-            z=np.zeros((3, panels, rank, lanes), np.float32),
-            own=np.zeros((panels, 0, lanes), np.uint8) if own is None else in_panels(own),
+            reduced=(reduced(), reduced(), reduced()),
         )
 
     def _normed(self, x: np.ndarray) -> np.ndarray:

@@ -53,6 +53,26 @@ class Scratch(NamedTuple):
         return cls(*(np.zeros((DEEP, WIDE * LANES), np.float32) for _ in range(2)))
 
 
+class Reduced(NamedTuple):
+    """What adapters reduce rows to: ``z`` [P, rank, lanes] of their joined rank, zeros where a row has no part of it.
+    Where rows differ, ``own`` uint8 of that shape is 1 in each one's part; else it has rank 0. ``ranks`` int64[P, 2]
+    are from which to which somebody in a panel has any, whole RANKS."""
+
+    z: np.ndarray
+    own: np.ndarray
+    ranks: np.ndarray
+
+    @classmethod
+    def new(cls, panels: int, lanes: int, rank: int, own: np.ndarray | None) -> Self:
+        """Of that many panels, which ``own`` [P, rank, lanes] of the rank, or all."""
+        z = np.zeros((panels, rank, lanes), np.float32)
+        if own is None:
+            return cls(z, np.zeros((panels, 0, lanes), np.uint8), np.full((panels, 2), (0, rank)))
+        has = own.any(axis=2).reshape(panels, -1, RANKS).any(axis=2)
+        stop = (has * np.arange(1, rank // RANKS + 1)).max(axis=1)
+        return cls(z, own, np.stack([np.where(stop > 0, has.argmax(axis=1), 0), stop], axis=1) * RANKS)
+
+
 _ranks_of_one, _ranks_of_several = tile(RANKS, 1, turned=True), tile(RANKS, WIDE, turned=True)
 _more_of_one, _more_of_several = tile(DEEP, 1, turned=True), tile(DEEP, WIDE, turned=True)
 
@@ -70,33 +90,52 @@ def reduce(
     x: np.ndarray,
     panels: tuple[int, int],
     first: int,
-    own: np.ndarray,
-    z: np.ndarray,
+    reduced: Reduced,
     scratch: Scratch,
 ) -> None:
-    """RANKS of z [P, rank, lanes] = x A from the ``first``, for WIDE panels at most; zero where ``own``, of that shape,
-    is."""
-    lanes, sums = x.shape[2], scratch.sums
+    """RANKS of z = x A from the ``first``, for those of WIDE panels at most that have any of them."""
     a = matrix(linear[A], linear[IN], linear[RANK])
-    if lanes < LANES:
-        for number in range(RANKS):
-            for lane in range(lanes):
-                total = np.float32(0)
-                for place in range(linear[IN]):
-                    total = multiply_add(a[place, first + number], x[0, place, lane], total)
-                sums[number, lane] = total
-    elif panels[1] - panels[0] == WIDE:
-        _ranks_of_several(a, first, x, panels[0], sums)
-    else:
-        _ranks_of_one(a, first, x, panels[0], sums)
+    have = 0
     for panel in range(panels[0], panels[1]):
-        for number in range(RANKS):
-            for lane in range(lanes):
-                value = sums[number, (panel - panels[0]) * LANES + lane]
-                # Not a product: infinity times zero would be no number.
-                if own.shape[1] > 0 and own[panel, first + number, lane] == 0:
-                    value = np.float32(0)
-                z[panel, first + number, lane] = value
+        have += _has(reduced, panel, first)
+    if x.shape[2] == LANES and have == WIDE:
+        _ranks_of_several(a, first, x, panels[0], scratch.sums)
+    for panel in range(panels[0], panels[1]):
+        sums = scratch.sums[:, (panel - panels[0]) * LANES :]
+        if _has(reduced, panel, first):
+            if x.shape[2] < LANES:
+                _reduce_narrow(a, first, x[panel], sums)
+            elif have < WIDE:
+                _ranks_of_one(a, first, x, panel, sums)
+            _keep_own(reduced, panel, first, sums)
+
+
+@inlined
+def _reduce_narrow(a: np.ndarray, first: int, x: np.ndarray, sums: np.ndarray) -> None:
+    for number in range(RANKS):
+        for lane in range(x.shape[1]):
+            total = np.float32(0)
+            for place in range(len(a)):
+                total = multiply_add(a[place, first + number], x[place, lane], total)
+            sums[number, lane] = total
+
+
+@inlined
+def _keep_own(reduced: Reduced, panel: int, first: int, sums: np.ndarray) -> None:
+    own, z = reduced.own, reduced.z
+    for number in range(RANKS):
+        for lane in range(z.shape[2]):
+            value = sums[number, lane]
+            # Not a product: infinity times zero would be no number.
+            if own.shape[1] > 0 and own[panel, first + number, lane] == 0:
+                value = np.float32(0)
+            z[panel, first + number, lane] = value
+
+
+@inlined
+def _has(reduced: Reduced, panel: int, rank: int) -> bool:
+    has: bool = reduced.ranks[panel, 0] <= rank < reduced.ranks[panel, 1]
+    return has
 
 
 @inlined
@@ -104,7 +143,7 @@ def project(
     linear: np.ndarray,
     scale: np.float32,
     x: np.ndarray,
-    z: np.ndarray,
+    reduced: Reduced,
     panels: tuple[int, int],
     chunk: int,
     add: bool,
@@ -125,11 +164,7 @@ def project(
                 else:
                     one_vector(weights, first, x, panel, scratch.sums)
                 if linear[RANK] > 0:
-                    b = matrix(linear[B], linear[RANK], linear[ROWS])
-                    if vectors == WIDE:
-                        _more_of_several(b, first, z, panel, scratch.more)
-                    else:
-                        _more_of_one(b, first, z, panel, scratch.more)
+                    _expand(linear, first, reduced, (panel, panel + vectors), scratch)
                 end = min(first + DEEP, stop)
                 _finish(linear, scale, (panel, panel + vectors), first, column, end, add, y, scratch)
                 panel += vectors
@@ -140,7 +175,26 @@ def project(
                 one_row(weights, first, x[0], scratch.sums)
             else:
                 two_rows(weights, first, x[0], scratch.sums)
-            _finish_narrow(linear, scale, z, first, column, min(first + LANES, stop), add, y, scratch)
+            _finish_narrow(linear, scale, reduced, first, column, min(first + LANES, stop), add, y, scratch)
+
+
+@inlined
+def _expand(
+    linear: np.ndarray, first: int, reduced: Reduced, panels: tuple[int, int], scratch: Scratch
+) -> None:
+    """DEEP columns of z B from the ``first``, for WIDE panels at most, into ``scratch.more``."""
+    b, z, ranks = matrix(linear[B], linear[RANK], linear[ROWS]), reduced.z, reduced.ranks
+    start, stop = ranks[panels[0]]
+    alike = panels[1] - panels[0] == WIDE
+    for panel in range(panels[0] + 1, panels[1]):
+        alike = alike and ranks[panel, 0] == start and ranks[panel, 1] == stop
+    if alike:
+        _more_of_several(b[start:stop], first, z[:, start:stop], panels[0], scratch.more)
+    else:
+        for panel in range(panels[0], panels[1]):
+            start, stop = ranks[panel]
+            more = scratch.more[:, (panel - panels[0]) * LANES :]
+            _more_of_one(b[start:stop], first, z[:, start:stop], panel, more)
 
 
 @inlined
@@ -175,7 +229,7 @@ def _finish(
 def _finish_narrow(
     linear: np.ndarray,
     scale: np.float32,
-    z: np.ndarray,
+    reduced: Reduced,
     first: int,
     start: int,
     stop: int,
@@ -192,8 +246,8 @@ def _finish_narrow(
             if linear[RANK] > 0:
                 b = matrix(linear[B], linear[RANK], linear[ROWS])
                 more = np.float32(0)
-                for number in range(linear[RANK]):
-                    more = multiply_add(b[number, column], z[0, number, lane], more)
+                for number in range(reduced.ranks[0, 0], reduced.ranks[0, 1]):
+                    more = multiply_add(b[number, column], reduced.z[0, number, lane], more)
                 value += scale * more
             if add:
                 y[0, column, lane] += value

@@ -291,19 +291,29 @@ def test_with_its_adapter_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: 
     for name in ("one", "two", "three"):
         weights = {p: rng.normal(0, 0.2, shape).astype(np.float32) for p, shape in adapters.shapes.items()}
         adapters.load(name, weights, 1)
-    ours, tokens = CompiledLlama(model, cores), texts(20, 30)
-    names = (["one", "two", None, "three"] * 5)[:20]
+    ours, tokens = CompiledLlama(model, cores), texts(40, 30)
+    names = ["one", "two", None, "three"] * 10
 
     def last(rows: list[int]) -> np.ndarray:
         adapters.select([adapters.find(names[row]) for row in rows])
         kv = empty(ours, len(rows))
-        ours.run(tokens[rows, :20], kv)
+        ours.run([tokens[row, row % 5 : 20] for row in rows], kv)
         for step in range(20, 30):
             hidden = ours.run(tokens[rows, step : step + 1], kv)
         return ours.logits(hidden).copy()
 
-    crowd = last([*range(20)])
-    for some in ([0], [1], [2], [0, 4], [0, 1], [0, 1, 2, 3, 7], [5, 2, 19]):
+    crowd = last([*range(40)])
+    for some in (
+        [0],
+        [1],
+        [2],
+        [0, 4],
+        [0, 1],
+        [0, 1, 2, 3, 7],
+        [5, 2, 19],
+        [*range(39, 0, -2)],
+        [*range(1, 21)],
+    ):
         assert (last(some) == crowd[some]).all()
 
 
