@@ -29,7 +29,8 @@ class ActorSpec:
     """A class and how it is run as a Ray actor.
 
     ``cls`` meets the protocol of its place (``actors/protocols.py``) and is made with an ActorContext.
-    ``num_cpus`` and ``num_gpus`` are what Ray reserves; ``threads`` what BLAS may use. ``max_restarts`` is how
+    ``num_cpus`` and ``num_gpus`` are what Ray reserves; ``threads`` what BLAS may use, None as many as CPUs are
+    reserved, and one at least. ``max_restarts`` is how
     often Ray replaces a process that died (-1: always), and ``max_task_retries`` how often it makes a call again that
     was lost, if it may be made twice; ``max_concurrency`` how many calls run at a time in a class with ``async``
     methods. ``beside_driver`` is for who needs the run's folder: on the driver's machine, wherever the others are.
@@ -39,7 +40,7 @@ class ActorSpec:
     count: int = 1
     num_cpus: float = 0
     num_gpus: float = 0
-    threads: int = 1
+    threads: int | None = None
     max_restarts: int = 0
     max_task_retries: int = 0
     max_concurrency: int | None = None
@@ -59,20 +60,24 @@ class ActorSpec:
 
     def options(self) -> dict[str, Any]:
         """Ray's options for it, but where it runs."""
-        threads = str(self.threads)
-        env = {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, **self.env}
         options: dict[str, Any] = {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "max_restarts": self.max_restarts,
             "max_task_retries": self.max_task_retries,
-            "runtime_env": {"env_vars": env},
         }
+        # Only where it has to be: Ray starts Python twice for a process with an environment of its own.
+        if env := {**self._threads_env(), **self.env}:
+            options["runtime_env"] = {"env_vars": env}
         if groups := _concurrency_groups(self.cls):
             options["concurrency_groups"] = groups
         if self.max_concurrency is not None:
             options["max_concurrency"] = self.max_concurrency
         return options
+
+    def _threads_env(self) -> dict[str, str]:
+        names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+        return {} if self.threads is None else dict.fromkeys(names, str(self.threads))
 
 
 def _concurrency_groups(cls: type) -> dict[str, int]:

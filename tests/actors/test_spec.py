@@ -39,6 +39,11 @@ def test_a_spec_becomes_rays_options():
     }
 
 
+def test_without_threads_or_variables_it_takes_a_process_that_ray_has_ready():
+    assert "runtime_env" not in ActorSpec(Anything).options()
+    assert ActorSpec(Anything, env={"A": "b"}).options()["runtime_env"] == {"env_vars": {"A": "b"}}
+
+
 def test_methods_that_are_answered_beside_the_work_get_a_thread_of_their_own():
     assert ClusterSpec.from_config(RunConfig()).learner.options()["concurrency_groups"] == {PULSE: 1}
 
