@@ -40,7 +40,8 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf .venvs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-# A stamp is newer than pyproject.toml while what it asks for is installed.
+# A stamp is newer than pyproject.toml while what it asks for is installed. pip would compile it all on one core; what
+# can't be compiled is somebody's template.
 $(VENV)/.installed: EXTRAS =
 $(VENV)/.installed-dev: EXTRAS = [dev]
 $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml
@@ -49,5 +50,6 @@ $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
 		echo '$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu: apt install python$(VERSION)-venv)' >&2; exit 1; }
 	@echo 'installing selfplay-ray$(EXTRAS) into $(VENV); the first time this takes a minute or two'
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	@$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.$(EXTRAS)'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
