@@ -222,7 +222,8 @@ def test_the_summary_of_a_short_run_says_how_many_steps_it_compares() -> None:
 
 
 PROGRAM = """
-import fcntl, termios, time
+import fcntl, signal, termios, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run with nohup, or behind &, were told to ignore it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the session's own terminal, so that a typed Ctrl-C arrives as a signal
 from pathlib import Path
 from selfplay_ray.config import RunConfig
