@@ -240,7 +240,8 @@ def main() -> None:
         "driver": os.getpid(),
         "deaths": str(deaths),
     }
-    environment = {"KILL_PLAN": json.dumps(plan), "RAY_testing_rpc_failure": os.environ.get("LOSSY", "")}
+    os.environ["KILL_PLAN"] = json.dumps(plan)  # the cluster is this process's own, and so are the actors
+    environment = {"RAY_testing_rpc_failure": os.environ["LOSSY"]} if "LOSSY" in os.environ else {}
     config = configuration(Path(folder), Path(model))
     spec = ClusterSpec.from_config(config)
     places = {

@@ -30,7 +30,8 @@ SMALL = Sizes(
 )
 
 
-async def test_both_are_asked_for_the_same(tiny: Path):
+async def test_both_are_asked_for_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(against_vllm, "REST", 0)  # nothing is measured
     with running_server(tiny) as running:
         endpoints = Endpoints([f"{running.url}/v1"], retry=RetrySettings(attempts=1))
         name = await against_vllm.base_model(endpoints)
