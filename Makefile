@@ -41,7 +41,7 @@ clean:
 	rm -rf .venvs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # A stamp is newer than pyproject.toml while what it asks for is installed. pip would compile it all on one core; what
-# can't be compiled is somebody's template.
+# could not be compiled (others' templates) is when it is imported.
 $(VENV)/.installed: EXTRAS =
 $(VENV)/.installed-dev: EXTRAS = [dev]
 $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml

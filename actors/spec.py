@@ -29,8 +29,8 @@ class ActorSpec:
     """A class and how it is run as a Ray actor.
 
     ``cls`` meets the protocol of its place (``actors/protocols.py``) and is made with an ActorContext.
-    ``num_cpus`` and ``num_gpus`` are what Ray reserves; ``threads`` what BLAS may use, None as many as CPUs are
-    reserved, and one at least. ``max_restarts`` is how
+    ``num_cpus`` and ``num_gpus`` are what Ray reserves; ``threads`` what BLAS may use, None what Ray gives it: as many
+    as CPUs are reserved, and one at least, unless the cluster's environment names a number. ``max_restarts`` is how
     often Ray replaces a process that died (-1: always), and ``max_task_retries`` how often it makes a call again that
     was lost, if it may be made twice; ``max_concurrency`` how many calls run at a time in a class with ``async``
     methods. ``beside_driver`` is for who needs the run's folder: on the driver's machine, wherever the others are.

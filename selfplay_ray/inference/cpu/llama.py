@@ -56,15 +56,21 @@ class CompiledLlama:
 
     def run(self, tokens: Sequence[Sequence[int]] | np.ndarray, kv: BatchKV) -> np.ndarray:
         """The last hidden states, float32[B, hidden], of rows that go on with any number of ``tokens``, at least one;
-        ``kv`` grows."""
+        ``kv`` grows.
+
+        Raises:
+            ValueError: adapters are selected for another number of rows.
+        """
         counts = np.array([len(row) for row in tokens])
-        kv.reserve(counts)
         rank = self._linears.select()
         own = self._linears.own(rank)
         order = np.arange(len(counts))
-        if own is not None:  # who has the same adapter lie in the same panels
-            order = np.argsort((own * np.arange(1, rank + 1)).max(axis=1), kind="stable")
+        if own is not None:
+            if len(own) != len(counts):
+                raise ValueError(f"adapters are selected for {len(own)} rows, and {len(counts)} are run")
+            order = _by_adapter(own)
             own = np.repeat(own[order], counts[order], axis=0)
+        kv.reserve(counts)
         ends = np.empty_like(counts)
         ends[order] = np.cumsum(counts[order])
         attention = Attention.of(kv, counts, ends - counts)
@@ -104,13 +110,13 @@ class CompiledLlama:
         """Where tokens [N, hidden] are worked on."""
         h = in_panels(embedded)
         panels, _, lanes = h.shape
-        parts = None if own is None else in_panels(own)
+        reduced = Reduced.new(panels, lanes, rank, None if own is None else in_panels(own))
 
         def room(width: int) -> np.ndarray:
             return np.zeros((panels, width, lanes), np.float32)
 
-        def reduced() -> Reduced:
-            return Reduced.new(panels, lanes, rank, parts)
+        def beside() -> Reduced:
+            return reduced._replace(z=np.zeros_like(reduced.z))
 
         query, key, value, _, gate, up, _ = (int(width) for width in self._linears.table[:7, OUT])
         return Space(
@@ -122,7 +128,7 @@ class CompiledLlama:
             attended=room(query),
             gate=room(gate),
             up=room(up),
-            reduced=(reduced(), reduced(), reduced()),
+            reduced=(reduced, beside(), beside()),
         )
 
     def _normed(self, x: np.ndarray) -> np.ndarray:
@@ -132,6 +138,13 @@ class CompiledLlama:
             mean = (x * x).sum(axis=1) / np.float32(x.shape[1])
             normed: np.ndarray = x * (1 / np.sqrt(mean + epsilon))[:, None] * weight
         return normed
+
+
+def _by_adapter(own: np.ndarray) -> np.ndarray:
+    """Rows in the order of the last rank that ``own`` [B, rank] gives them, those without any first: of one adapter
+    they follow each other, and so share panels."""
+    last = (own * np.arange(1, own.shape[1] + 1)).max(axis=1)
+    return np.argsort(last, kind="stable")
 
 
 def accepts(model: nn.Module) -> bool:

@@ -56,7 +56,7 @@ class Scratch(NamedTuple):
 class Reduced(NamedTuple):
     """What adapters reduce rows to: ``z`` [P, rank, lanes] of their joined rank, zeros where a row has no part of it.
     Where rows differ, ``own`` uint8 of that shape is 1 in each one's part; else it has rank 0. ``ranks`` int64[P, 2]
-    are from which to which somebody in a panel has any, whole RANKS."""
+    are the first that somebody in a panel has, and the end of the last, multiples of RANKS."""
 
     z: np.ndarray
     own: np.ndarray
@@ -64,13 +64,16 @@ class Reduced(NamedTuple):
 
     @classmethod
     def new(cls, panels: int, lanes: int, rank: int, own: np.ndarray | None) -> Self:
-        """Of that many panels, which ``own`` [P, rank, lanes] of the rank, or all."""
+        """Zeros. Without ``own`` every row has the whole rank."""
         z = np.zeros((panels, rank, lanes), np.float32)
         if own is None:
             return cls(z, np.zeros((panels, 0, lanes), np.uint8), np.full((panels, 2), (0, rank)))
-        has = own.any(axis=2).reshape(panels, -1, RANKS).any(axis=2)
-        stop = (has * np.arange(1, rank // RANKS + 1)).max(axis=1)
-        return cls(z, own, np.stack([np.where(stop > 0, has.argmax(axis=1), 0), stop], axis=1) * RANKS)
+        ranks = np.zeros((panels, 2), np.int64)
+        for panel in range(panels):
+            has = np.flatnonzero(own[panel].any(axis=1)) // RANKS
+            if len(has):
+                ranks[panel] = has[0] * RANKS, (has[-1] + 1) * RANKS
+        return cls(z, own, ranks)
 
 
 _ranks_of_one, _ranks_of_several = tile(RANKS, 1, turned=True), tile(RANKS, WIDE, turned=True)

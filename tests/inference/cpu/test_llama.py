@@ -317,6 +317,18 @@ def test_with_its_adapter_a_row_is_the_same_to_the_last_bit_in_any_crowd(cores: 
         assert (last(some) == crowd[some]).all()
 
 
+@pytest.mark.parametrize("selected", [2, 18, 40])
+def test_adapters_of_another_number_of_rows_are_refused(selected: int, cores: Cores) -> None:
+    model = made(*KINDS["llama"])
+    adapters = Adapters(model, LoRASettings(), max_adapters=2)
+    for name in ("one", "other"):
+        adapters.load(name, {path: np.ones(shape) for path, shape in adapters.shapes.items()}, 1)
+    adapters.select([adapters.find("one"), adapters.find("other")] * (selected // 2))
+    ours = CompiledLlama(model, cores)
+    with pytest.raises(ValueError, match=f"selected for {selected} rows, and 20 are run"):
+        ours.run(texts(20, 5), empty(ours, 20))
+
+
 def test_other_models_are_left_to_mlx() -> None:
     base = KINDS["llama"][1]
     sliding = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
