@@ -4,6 +4,9 @@
 
 starts a server, prints its memory every ten seconds, and at the end whether every answer was right, all memory for
 keys and values was given back, and the process stayed as large as it was after the first quarter.
+
+A real model (``--model smollm2-135m``) needs longer, ``--seconds 480``: requests wait for two minutes there, and each
+holds on to its adapter, unloaded or not, so the process grows until the first of them are answered.
 """
 
 from __future__ import annotations
